@@ -1,0 +1,140 @@
+"""All LLM engines side by side in one notebook.
+
+``%load_ext nbinfer`` and then ``%%infer`` in a notebook; or, from Python::
+
+    import nbinfer
+
+    engine = nbinfer.LlamaCppInferenceEngine()
+    frame = engine.infer(["What is a KV cache?", "What is TTFT?"])
+
+Public names are loaded when they are first used: importing this package imports no engine,
+no torch and no pandas.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import accessor as _accessor
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from .accessor import compare, conversations, manifest, plot, summary
+    from .config import GenerationParams, GuidedDecodingParams, ModelParams, RemoteParams
+    from .engines.base import InferenceEngine
+    from .engines.echo import EchoInferenceEngine
+    from .engines.llamacpp import LlamaCppInferenceEngine
+    from .overview import engines
+    from .errors import (
+        ConfigurationError,
+        DownloadError,
+        EngineCrashed,
+        EngineNotInstalled,
+        LoadError,
+        ModelNotFound,
+        NbinferError,
+        RunInterrupted,
+        TemplateError,
+        UnsupportedParameter,
+    )
+    from .messages import Conversation, ImagePart, Message, Role, TextPart
+    from .residents import shutdown
+    from .runstore import last
+    from .settings import configure
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "accessor": ("compare", "conversations", "manifest", "plot", "summary"),
+    "config": ("GenerationParams", "GuidedDecodingParams", "ModelParams", "RemoteParams"),
+    "engines.base": ("InferenceEngine",),
+    "engines.echo": ("EchoInferenceEngine",),
+    "engines.llamacpp": ("LlamaCppInferenceEngine",),
+    "overview": ("engines",),
+    "errors": (
+        "ConfigurationError",
+        "DownloadError",
+        "EngineCrashed",
+        "EngineNotInstalled",
+        "LoadError",
+        "ModelNotFound",
+        "NbinferError",
+        "RunInterrupted",
+        "TemplateError",
+        "UnsupportedParameter",
+    ),
+    "messages": ("Conversation", "ImagePart", "Message", "Role", "TextPart"),
+    "residents": ("shutdown",),
+    "runstore": ("last",),
+    "settings": ("configure",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ConfigurationError",
+    "Conversation",
+    "DownloadError",
+    "EchoInferenceEngine",
+    "EngineCrashed",
+    "EngineNotInstalled",
+    "GenerationParams",
+    "GuidedDecodingParams",
+    "ImagePart",
+    "InferenceEngine",
+    "LlamaCppInferenceEngine",
+    "LoadError",
+    "Message",
+    "ModelNotFound",
+    "ModelParams",
+    "NbinferError",
+    "RemoteParams",
+    "Role",
+    "RunInterrupted",
+    "TemplateError",
+    "TextPart",
+    "UnsupportedParameter",
+    "__version__",
+    "compare",
+    "configure",
+    "conversations",
+    "engines",
+    "last",
+    "load_ipython_extension",
+    "manifest",
+    "plot",
+    "shutdown",
+    "summary",
+    "unload_ipython_extension",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _HOME_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'nbinfer' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"nbinfer.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def load_ipython_extension(ip: InteractiveShell) -> None:
+    """Register the magics: what ``%load_ext nbinfer`` calls."""
+    from .notebook import extension
+
+    extension.load(ip)
+
+
+def unload_ipython_extension(ip: InteractiveShell) -> None:
+    """Take the magics away and unload every engine: what ``%unload_ext nbinfer`` calls."""
+    from .notebook import extension
+
+    extension.unload(ip)
+
+
+_accessor.install()

@@ -1,0 +1,139 @@
+"""``nbinfer demo|infer|doctor``: thin over the functions that notebooks use."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import __version__
+from .errors import NbinferError, RunInterrupted, brief_traceback
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["main"]
+
+DEMO = (
+    "Explain in one sentence what a language model is.",
+    "Write a haiku about the sea.",
+    "Name three uses of a notebook.",
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status (0 good, 1 an error, 130 interrupted)."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+        return status
+    except RunInterrupted as stopped:
+        if stopped.frame is not None and len(stopped.frame):
+            _show(stopped.frame)
+        print(stopped.message, file=sys.stderr)
+        return 130
+    except NbinferError as error:
+        print("\n".join(brief_traceback(error)), file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nbinfer", description="LLM engines side by side.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"nbinfer {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="three prompts through the embedded model")
+    demo.set_defaults(run=_demo)
+
+    infer = commands.add_parser("infer", help="prompts in, a table or a file out", allow_abbrev=False)
+    add = infer.add_argument
+    add("prompts", nargs="*", help="prompts; without any, one a line from standard input")
+    add("-e", "--engine", help="engine (default llamacpp)")
+    add("-m", "--model", help="embedded name or path of a .gguf file")
+    add("-o", "--output", type=Path, help="write rows to a .csv, .jsonl or .parquet file")
+    add("--system", help="system message")
+    add("--max-new-tokens", type=int)
+    add("--temperature", type=float)
+    add("--seed", type=int)
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any GenerationParams field")
+    infer.set_defaults(run=_infer)
+
+    doctor = commands.add_parser("doctor", help="what is installed, what works, what to do")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _demo(_: argparse.Namespace) -> int:
+    from .config import GenerationParams
+    from .engines.llamacpp import LlamaCppInferenceEngine
+
+    print("Three prompts through the embedded model smollm2-135m, on llama.cpp:")
+    engine = LlamaCppInferenceEngine()
+    frame = engine.infer(list(DEMO), GenerationParams(max_new_tokens=48), progress=True)
+    _show(frame)
+    print("\nIn a notebook: %load_ext nbinfer, then %%infer in a cell of its own.")
+    return 0 if frame["error"].isna().all() else 1
+
+
+def _infer(options: argparse.Namespace) -> int:
+    from .config import GenerationParams, parse_setting
+    from .engines import registry
+    from .selection import for_engine
+
+    if options.output is not None and options.output.suffix not in WRITERS:
+        print(f"{options.output}: write to {', '.join(WRITERS)}", file=sys.stderr)
+        return 2
+    prompts = options.prompts or [line for line in sys.stdin.read().splitlines() if line.strip()]
+    names = ("max_new_tokens", "temperature", "seed")
+    values = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
+    values.update(parse_setting(text) for text in options.set)
+    chosen = for_engine(options.engine, options.model)
+    engine = registry.engine_class(chosen.engine)(chosen.model)
+    try:
+        frame = engine.infer(prompts, GenerationParams(**values), system=options.system)
+    except (RunInterrupted, NbinferError) as error:
+        if error.frame is not None and options.output is not None:
+            WRITERS[options.output.suffix](error.frame, options.output)
+        raise
+    if options.output is not None:
+        WRITERS[options.output.suffix](frame, options.output)
+        print(f"{len(frame)} rows in {options.output}", file=sys.stderr)
+    else:
+        _show(frame)
+    return 0 if frame["error"].isna().all() else 1
+
+
+def _to_csv(frame: pd.DataFrame, path: Path) -> None:
+    frame.to_csv(path, index=False)
+
+
+def _to_jsonl(frame: pd.DataFrame, path: Path) -> None:
+    frame.to_json(path, orient="records", lines=True, force_ascii=False)
+
+
+def _to_parquet(frame: pd.DataFrame, path: Path) -> None:
+    frame.to_parquet(path, index=False)
+
+
+WRITERS = {".csv": _to_csv, ".jsonl": _to_jsonl, ".parquet": _to_parquet}
+
+
+def _show(frame: pd.DataFrame) -> None:
+    from .notebook.display import frame_text
+
+    print(frame_text(frame))
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from .doctor import report
+
+    lines, good = report()
+    print("\n".join(lines))
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

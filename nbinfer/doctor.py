@@ -1,0 +1,80 @@
+"""What is installed here, what would work, and what to do about the rest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import __version__, models, settings
+from .engines import registry
+from .errors import NbinferError
+from .measure import machine
+
+__all__ = ["report"]
+
+
+def report() -> tuple[list[str], bool]:
+    """Lines to print, and whether everything that the main job needs is there."""
+    checks = [*_machine(), *_home(), *_engines(), *_model()]
+    lines = [f"nbinfer {__version__}"]
+    for good, text, advice in checks:
+        lines.append(f"{'ok  ' if good else 'FAIL'} {text}")
+        if advice and not good:
+            lines.append(f"     {advice}")
+    return lines, all(good for good, _, _ in checks)
+
+
+Check = tuple[bool, str, str]
+
+
+def _machine() -> Iterator[Check]:
+    facts = machine()
+    size = int(str(facts["memory_bytes"])) / 1e9
+    yield True, f"machine: {facts['cpu']}, {facts['cores']} cores, {size:.0f} GB, {facts['system']}", ""
+    budget = settings.current().budget_bytes() / 1e9
+    yield True, f"memory budget for resident engines: {budget:.1f} GB", ""
+
+
+def _home() -> Iterator[Check]:
+    home = settings.home()
+    advice = "set NBINFER_HOME to a folder that can be written"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        yield False, f"NBINFER_HOME {home}: {error.strerror}", advice
+        return
+    free = shutil.disk_usage(home).free / 1e9
+    yield free > 0.3, f"NBINFER_HOME {home}: writable, {free:.0f} GB free", "free some space there"
+    shared = Path("/dev/shm")
+    if shared.exists() and not os.access(shared, os.W_OK):
+        yield False, "/dev/shm is not writable", "vLLM's workers need it"
+
+
+def _engines() -> Iterator[Check]:
+    for spec in registry.specs():
+        try:
+            version = importlib.metadata.version(spec.library)
+        except importlib.metadata.PackageNotFoundError:
+            yield False, f"engine {spec.name}: {spec.library} is not installed", f"pip install {spec.library}"
+        else:
+            yield True, f"engine {spec.name}: {spec.library} {version} ({spec.summary})", ""
+
+
+def _model() -> Iterator[Check]:
+    for name, embedded in models.EMBEDDED.items():
+        path = settings.home() / "models" / f"{name}.gguf"
+        if path.is_file() and path.stat().st_size == embedded.size:
+            yield True, f"model {name}: {path}", ""
+            continue
+        try:
+            models.resolve(name)
+        except NbinferError as error:
+            yield False, f"model {name}: {error.message}", error.hint or ""
+        else:
+            yield True, f"model {name}: fetched to {path}", ""

@@ -1,0 +1,1 @@
+"""The public engine classes, one file each; ``registry`` knows them by name."""

@@ -1,0 +1,479 @@
+"""The contract that every engine keeps, and what all of them share.
+
+``stream()`` and ``infer()`` are thin folds over one generator of records, ``_run``.
+"""
+
+from __future__ import annotations
+
+import abc
+import datetime
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+from .. import frame as frames
+from .. import interrupts, runstore
+from ..config import GenerationParams, ModelParams, RemoteParams
+from ..errors import ConfigurationError, NbinferError, RunInterrupted, UnsupportedParameter
+from ..measure import machine
+from ..progress import Reporter, reporter
+from ..prompts import Prompt, Prompts, normalise
+from ..records import Delta, Finished, Outcome, Record, RowRequest
+from ..run import AHEAD, new_run_id
+from ..structured import parse
+from . import registry
+from .registry import Capabilities
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["EngineRun", "InferenceEngine", "TextStream"]
+
+
+class EngineRun(Protocol):
+    """What an engine must be able to do with rows; ``LocalRun`` is one."""
+
+    run_id: str
+    outcome: Outcome
+
+    def records(self) -> Iterator[Record]: ...
+
+    def stop(self) -> None: ...
+
+
+class InferenceEngine(abc.ABC):
+    """An engine with a model, loaded when it is first needed and kept resident.
+
+    Parameters
+    ----------
+    model_params : ModelParams or str, optional
+        The model and how to load it; a string is its name. By default the embedded model.
+    generation_params : GenerationParams, optional
+        Defaults for every call.
+    remote_params : RemoteParams, optional
+        Where the server is; remote engines only.
+
+    Raises
+    ------
+    ConfigurationError
+        For names, types and values that cannot be right. Nothing is loaded and no file is
+        touched here: files and servers are looked at by ``load()`` or the first ``infer()``.
+    UnsupportedParameter
+        For a parameter that this engine cannot honour; the message names those that can.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self,
+        model_params: ModelParams | str | None = None,
+        *,
+        generation_params: GenerationParams | None = None,
+        remote_params: RemoteParams | None = None,
+    ) -> None:
+        if isinstance(model_params, str):
+            model_params = ModelParams(model_params)
+        self.model_params = model_params or ModelParams()
+        self.generation_params = generation_params or GenerationParams()
+        if not isinstance(self.model_params, ModelParams):
+            raise ConfigurationError(f"model_params must be ModelParams, not {model_params!r:.80}")
+        if remote_params is not None:
+            raise UnsupportedParameter(
+                f"{self.name} runs on this machine and takes no remote_params",
+                parameter="remote_params",
+                engine=self.name,
+            )
+        self._check_model(self.model_params)
+        self._check_generation(self.generation_params)
+
+    # -------------------------------------------------------------- the contract
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this engine honours."""
+        return registry.spec(self.name).capabilities
+
+    @abc.abstractmethod
+    def load(self) -> Self:
+        """Load the model now, if it is not resident. Returns the engine.
+
+        Raises
+        ------
+        ModelNotFound, DownloadError, EngineNotInstalled, LoadError, EngineCrashed
+            With the cause.
+        RunInterrupted
+            If the user stopped waiting; the load itself goes on.
+        """
+
+    @abc.abstractmethod
+    def unload(self) -> int:
+        """Free the model. Returns the bytes that came back, 0 if it was not loaded."""
+
+    @abc.abstractmethod
+    def memory(self) -> dict[str, int | None]:
+        """``memory_bytes`` now, ``idle_bytes`` when it was loaded, ``peak_bytes`` so far.
+
+        Bytes; ``None`` where unknown or not loaded.
+        """
+
+    @abc.abstractmethod
+    def _open_run(
+        self,
+        requests: Sequence[RowRequest],
+        *,
+        run_id: str,
+        outcome: Outcome,
+        stream: bool,
+        wait: bool,
+        ahead: int,
+    ) -> EngineRun:
+        """Prepare a run; nothing happens until its records are read."""
+
+    @abc.abstractmethod
+    def _run_facts(self, run: Any) -> dict[str, Any]:
+        """The engine's part of a run's facts: memory, load time, versions, model."""
+
+    # ------------------------------------------------------------------- folding
+
+    def infer(
+        self,
+        prompts: Prompts,
+        generation_params: GenerationParams | None = None,
+        *,
+        template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        system: str | None = None,
+        batch_size: int | None = None,
+        wait: bool = True,
+        progress: bool | Reporter | None = None,
+        stream: bool = False,
+    ) -> pd.DataFrame:
+        """Complete every prompt; one row for each completion.
+
+        Parameters
+        ----------
+        prompts : str, Conversation, DataFrame, or sequence
+            See ``nbinfer.prompts.normalise``. The columns of a DataFrame come first in the
+            result, unchanged.
+        generation_params : GenerationParams, optional
+            For this call, instead of the engine's own.
+        template : str, optional
+            Text with ``{{column}}`` placeholders, for a DataFrame.
+        variables : mapping, optional
+            What fills the placeholders that are no columns.
+        system : str, optional
+            A system message for conversations that have none.
+        batch_size : int, optional
+            At most so many rows are given to the engine at once; by default it takes what
+            it can batch.
+        wait : bool
+            Wait while another engine computes on the same device (default); ``False`` shares
+            the cores with it, and both will be slow.
+        progress : bool or Reporter, optional
+            By default shown in notebooks and terminals after half a second.
+        stream : bool
+            Pass pieces of text to ``progress`` as they are made.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns as in ``nbinfer.frame.COLUMNS``; times in seconds, memory in bytes. A row
+            that failed has its reason in ``error``; the others are not affected.
+
+        Raises
+        ------
+        ConfigurationError, UnsupportedParameter
+            Before anything runs.
+        RunInterrupted
+            When the user stops it; ``.frame`` holds all rows, the finished ones answered.
+        EngineCrashed, LoadError, ...
+            When the whole run ends; ``.frame`` holds what was done.
+        """
+        params = self._params(generation_params)
+        listed = normalise(
+            prompts, template=template, variables=variables, system=system, raw=params.raw
+        )
+        self._check_prompts(listed)
+        ahead = _checked_batch_size(batch_size)
+        requests = self._requests(listed, params)
+        outcome = Outcome()
+        run = self._open_run(
+            requests, run_id=new_run_id(), outcome=outcome, stream=stream, wait=wait, ahead=ahead
+        )
+        started = time.monotonic()
+        rows: list[frames.Row] = []
+        with interrupts.guard() as guard, guard.listening(run.stop):
+            with reporter(progress) as report:
+                for record in run.records():
+                    if isinstance(record, Finished):
+                        rows.append(parse(record.row, params))
+                    report(record)
+            facts = self._facts(run, params, rows, time.monotonic() - started)
+            result = frames.build(
+                rows,
+                facts,
+                inputs=prompts if _is_frame(prompts) else None,
+                samples=params.n > 1,
+                optional=_optional_columns(listed, params),
+            )
+            runstore.remember(facts)
+            runstore.set_last(result)
+            outcome.interrupted = guard.take() or outcome.interrupted
+            _raise_outcome(outcome, result, rows)
+            return result
+
+    def stream(
+        self,
+        prompt: Prompts,
+        generation_params: GenerationParams | None = None,
+        *,
+        system: str | None = None,
+        wait: bool = True,
+    ) -> TextStream:
+        """Complete one prompt, piece by piece.
+
+        Returns
+        -------
+        TextStream
+            An iterator of str; ``.result`` is the one-row DataFrame once it is exhausted.
+            Leaving the loop early, or ``close()``, cancels the rest.
+        """
+        params = self._params(generation_params)
+        listed = normalise(prompt, system=system, raw=params.raw)
+        if len(listed) != 1 or params.n != 1:
+            raise ConfigurationError(
+                f"stream() takes one prompt and n=1, not {len(listed)} and n={params.n}",
+                hint="infer() takes many",
+            )
+        self._check_prompts(listed)
+        return TextStream(self, self._requests(listed, params), params, wait)
+
+    def __enter__(self) -> Self:
+        return self.load()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.unload()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model_params.model_name!r:.120})"
+
+    # ------------------------------------------------------------------ checking
+
+    def _params(self, given: GenerationParams | None) -> GenerationParams:
+        if given is None:
+            return self.generation_params
+        if not isinstance(given, GenerationParams):
+            raise ConfigurationError(
+                f"generation_params must be GenerationParams, not {type(given).__name__}"
+            )
+        self._check_generation(given)
+        return given
+
+    def _check_model(self, params: ModelParams) -> None:
+        changed = set(params.to_dict(changed_only=True)) - {"model_name", "model_kwargs"}
+        for name in sorted(changed - self.capabilities.model):
+            self._refuse(name, getattr(params, name), of="model")
+
+    def _check_generation(self, params: GenerationParams) -> None:
+        changed = params.to_dict(changed_only=True)
+        for name in sorted(set(changed) - self.capabilities.generation):
+            self._refuse(name, changed[name], of="generation")
+        guided = params.guided_decoding
+        if guided is not None:
+            (kind,) = (k for k in ("json", "regex", "choice", "grammar") if getattr(guided, k) is not None)
+            if kind not in self.capabilities.guided_decoding:
+                self._refuse(kind, getattr(guided, kind), of="guided_decoding")
+
+    def _refuse(self, name: str, value: object, *, of: str) -> None:
+        able = registry.supporting(name, of=of)
+        who = f"engines that can: {', '.join(able)}" if able else "no engine here can"
+        label = f"guided decoding by {name}" if of == "guided_decoding" else f"{name}={value!r:.80}"
+        raise UnsupportedParameter(
+            f"{self.name} cannot honour {label}; {who}",
+            parameter=name,
+            engine=self.name,
+            engines=able,
+        )
+
+    def _check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        if "vision" not in self.capabilities.features and any(p.has_images for p in prompts):
+            able = registry.supporting("vision", of="features")
+            who = f"engines that can: {', '.join(able)}" if able else "no engine here can"
+            raise UnsupportedParameter(
+                f"{self.name} cannot read images; {who}",
+                parameter="image",
+                engine=self.name,
+                engines=able,
+            )
+
+    # ------------------------------------------------------------------ building
+
+    def _requests(self, prompts: Sequence[Prompt], params: GenerationParams) -> list[RowRequest]:
+        shared = self._row_params(params)
+        per_sample = [
+            # Samples of one prompt need seeds of their own, or they would be one answer n times.
+            shared if params.seed is None or k == 0 else {**shared, "seed": params.seed + k}
+            for k in range(params.n)
+        ]
+        return [
+            RowRequest(
+                index=index,
+                sample=k,
+                id=prompt.id,
+                prompt=prompt.shown,
+                body=prompt.body(params.raw),
+                params=per_sample[k],
+                error=prompt.problem(),
+            )
+            for index, prompt in enumerate(prompts)
+            for k in range(params.n)
+        ]
+
+    def _row_params(self, params: GenerationParams) -> dict[str, Any]:
+        """What a row carries on the wire: what the engine honours, no more."""
+        values = params.to_dict()
+        return {k: values[k] for k in self.capabilities.generation if k in values}
+
+    def _facts(
+        self, run: EngineRun, params: GenerationParams, rows: Sequence[frames.Row], wall_s: float
+    ) -> dict[str, Any]:
+        from .. import __version__
+
+        own = self._run_facts(run)
+        tokens = sum(row.output_tokens or 0 for row in rows)
+        answered = sum(row.finish_reason in ("stop", "length") for row in rows)
+        running_s = own.get("running_s") or None
+        facts: dict[str, Any] = {
+            "run_id": run.run_id,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "nbinfer_version": __version__,
+            "engine": self.name,
+            "model": self.model_params.model_name,
+            "rows": len(rows),
+            "rows_failed": sum(row.finish_reason == "error" for row in rows),
+            "rows_cancelled": sum(row.finish_reason == "cancelled" for row in rows),
+            "interrupted": run.outcome.interrupted,
+            "prompt_tokens": sum(row.prompt_tokens or 0 for row in rows),
+            "output_tokens": tokens,
+            "wall_s": wall_s,
+            "output_tokens_per_s": tokens / running_s if running_s else None,
+            "requests_per_s": answered / running_s if running_s else None,
+            "seed": params.seed,
+            "generation_params": params.to_dict(),
+            "model_params": self.model_params.to_dict(),
+            "machine": machine(),
+        }
+        return frames.jsonable({**facts, **own})
+
+
+class TextStream:
+    """Pieces of one answer, as they are made.
+
+    Attributes
+    ----------
+    result : pandas.DataFrame
+        The finished row. Reading it before the end raises ``ConfigurationError``.
+    """
+
+    def __init__(
+        self,
+        engine: InferenceEngine,
+        requests: list[RowRequest],
+        params: GenerationParams,
+        wait: bool,
+    ) -> None:
+        self._engine = engine
+        self._params = params
+        self._outcome = Outcome()
+        self._run = engine._open_run(
+            requests,
+            run_id=new_run_id(),
+            outcome=self._outcome,
+            stream=True,
+            wait=wait,
+            ahead=AHEAD,
+        )
+        self._started = time.monotonic()
+        self._records = self._run.records()
+        self._rows: list[frames.Row] = []
+        self._result: pd.DataFrame | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        # The guard is held only while we work: between two pieces the code is the user's.
+        with interrupts.guard() as guard, guard.listening(self._run.stop):
+            for record in self._records:
+                if isinstance(record, Delta) and record.text:
+                    return record.text
+                if isinstance(record, Finished):
+                    self._rows.append(parse(record.row, self._params))
+            if self._result is None:
+                self._outcome.interrupted = guard.take() or self._outcome.interrupted
+                self._finish()
+        raise StopIteration
+
+    def _finish(self) -> None:
+        wall_s = time.monotonic() - self._started
+        facts = self._engine._facts(self._run, self._params, self._rows, wall_s)
+        optional = _optional_columns((), self._params)
+        self._result = frames.build(self._rows, facts, optional=optional)
+        runstore.remember(facts)
+        runstore.set_last(self._result)
+        _raise_outcome(self._outcome, self._result, self._rows)
+
+    def close(self) -> None:
+        """Cancel what is left."""
+        self._records.close()  # type: ignore[attr-defined]
+
+    @property
+    def result(self) -> pd.DataFrame:
+        if self._result is None:
+            raise ConfigurationError(
+                "the stream has not ended", hint="read it to its end first: ''.join(stream)"
+            )
+        return self._result
+
+
+def _raise_outcome(outcome: Outcome, result: pd.DataFrame, rows: Sequence[frames.Row]) -> None:
+    """Raise what ended the run, with its rows; nothing where it ended by itself."""
+    done = sum(row.finish_reason in ("stop", "length", "error") for row in rows)
+    if outcome.interrupted:
+        raise RunInterrupted(
+            f"stopped with {done} of {len(rows)} rows finished; they are kept in nbinfer.last()",
+            result,
+        )
+    if outcome.error is not None:
+        error: NbinferError = outcome.error
+        error.frame = result
+        raise error
+
+
+def _optional_columns(prompts: Sequence[Prompt], params: GenerationParams) -> list[str]:
+    columns = []
+    if any(not isinstance(p.conversation, str) and len(p.conversation.messages) > 1 for p in prompts):
+        columns.append("messages")
+    if params.logprobs is not None:
+        columns.append("logprobs")
+    if params.guided_decoding is not None and params.guided_decoding.json is not None:
+        columns.append("parsed")
+    return columns
+
+
+def _checked_batch_size(value: int | None) -> int:
+    if value is None:
+        return AHEAD
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"batch_size must be an integer of at least 1, not {value!r:.80}")
+    return value
+
+
+def _is_frame(value: object) -> bool:
+    return hasattr(value, "columns") and not isinstance(value, Mapping)

@@ -1,0 +1,120 @@
+"""Engines that run on this machine, each in a worker process of its own."""
+
+from __future__ import annotations
+
+import abc
+import json
+import queue
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
+
+from .. import interrupts, measure
+from ..errors import RunInterrupted
+from ..records import Outcome, RowRequest
+from ..residents import Plan, Resident, pool
+from ..run import LocalRun
+from ..worker.host import Event, kernel_python
+from . import registry
+from .base import InferenceEngine
+
+__all__ = ["LocalEngine"]
+
+
+class LocalEngine(InferenceEngine):
+    """What llama.cpp, Transformers and vLLM share: a plan, a resident, a run.
+
+    A subclass names its ``backend`` and prepares its load message.
+    """
+
+    backend: ClassVar[str]
+
+    @abc.abstractmethod
+    def _prepare(self, progress: Callable[[str], None]) -> tuple[dict[str, Any], int]:
+        """The backend's load message and the bytes it will need; runs in the loading thread."""
+
+    def plan(self) -> Plan:
+        """What has to be resident for this engine's parameters."""
+        params = self.model_params.to_dict()
+        return Plan(
+            key=(self.name, self.backend, json.dumps(params, sort_keys=True)),
+            engine=self.name,
+            model=self.model_params.model_name,
+            backend=self.backend,
+            python=kernel_python(),
+            prepare=self._prepare,
+            library=registry.spec(self.name).library,
+        )
+
+    @property
+    def resident(self) -> Resident | None:
+        """The loaded engine, or ``None``."""
+        return pool.find(self.plan().key)
+
+    def load(self) -> Self:
+        mailbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        with interrupts.guard() as guard, guard.listening(lambda: mailbox.put({"ev": "stop"})):
+            resident = pool.ensure(self.plan(), mailbox.put)
+            while True:
+                event = mailbox.get()
+                if event["ev"] == "ready":
+                    return self
+                if event["ev"] == "load_failed":
+                    raise event["error"]
+                if event["ev"] == "stop":
+                    pool.forget_waiter(resident, mailbox.put)
+                    raise RunInterrupted(
+                        f"stopped waiting; {resident.label} goes on loading "
+                        f"(%engine unload {self.name} ends it)"
+                    )
+
+    def unload(self) -> int:
+        resident = self.resident
+        return pool.unload(resident) if resident is not None else 0
+
+    def memory(self) -> dict[str, int | None]:
+        resident = self.resident
+        if resident is None or resident.worker is None or not resident.worker.alive:
+            return {"memory_bytes": None, "idle_bytes": None, "peak_bytes": None}
+        now = measure.tree_bytes(resident.worker.pid)
+        return {
+            "memory_bytes": now,
+            "idle_bytes": resident.idle_bytes,
+            "peak_bytes": max(resident.peak_bytes, now),
+        }
+
+    def _open_run(
+        self,
+        requests: Sequence[RowRequest],
+        *,
+        run_id: str,
+        outcome: Outcome,
+        stream: bool,
+        wait: bool,
+        ahead: int,
+    ) -> LocalRun:
+        return LocalRun(
+            self.plan(),
+            requests,
+            run_id=run_id,
+            outcome=outcome,
+            stream=stream,
+            wait=wait,
+            ahead=ahead,
+        )
+
+    def _run_facts(self, run: Any) -> dict[str, Any]:
+        assert isinstance(run, LocalRun)
+        resident = run.resident
+        facts: dict[str, Any] = {
+            "load_s": run.load_s,
+            "running_s": run.done_at - run.sent_at if run.sent_at else None,
+            "model_memory_bytes": None,
+            "peak_memory_bytes": run.peak_bytes or None,
+        }
+        if resident is not None:
+            report = dict(resident.report)
+            facts["model_memory_bytes"] = resident.idle_bytes
+            facts["versions"] = {report.pop("library", self.backend): report.pop("version", None)}
+            facts["model_facts"] = resident.model_facts
+            facts["engine_facts"] = report
+        return facts

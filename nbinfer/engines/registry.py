@@ -1,0 +1,145 @@
+"""The engines by name: what each is and can do, without importing any of them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from .base import InferenceEngine
+
+__all__ = ["Capabilities", "EngineSpec", "engine_class", "names", "spec", "specs", "supporting"]
+
+# What every engine of ours has.
+COMMON = frozenset({"max_new_tokens", "temperature", "seed", "n", "raw", "skip_special_tokens"})
+SAMPLING = frozenset({"top_p", "top_k", "min_p", "repetition_penalty", "logit_bias"})
+PENALTIES = frozenset({"frequency_penalty", "presence_penalty"})
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine honours.
+
+    Attributes
+    ----------
+    generation : frozenset of str
+        Fields of ``GenerationParams``.
+    model : frozenset of str
+        Fields of ``ModelParams`` beyond ``model_name`` and ``model_kwargs``.
+    guided_decoding : frozenset of str
+        ``"json"``, ``"regex"``, ``"choice"``, ``"grammar"``.
+    features : frozenset of str
+        ``"streaming"``, ``"continuous_batching"``, ``"prefix_caching"``, ``"vision"``, ``"cpu"`` ...
+    """
+
+    generation: frozenset[str] = COMMON
+    model: frozenset[str] = frozenset()
+    guided_decoding: frozenset[str] = frozenset()
+    features: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """An engine that can be named.
+
+    Attributes
+    ----------
+    path : str
+        ``module:class`` inside ``nbinfer.engines``.
+    library : str
+        The distribution that must be installed, ``""`` for none.
+    hidden : bool
+        Whether it is left out of lists and completion (``echo`` is for tests).
+    """
+
+    name: str
+    path: str
+    summary: str
+    library: str = ""
+    hidden: bool = False
+    capabilities: Capabilities = field(default_factory=Capabilities)
+
+
+_SPECS = {
+    spec.name: spec
+    for spec in (
+        EngineSpec(
+            "llamacpp",
+            "llamacpp:LlamaCppInferenceEngine",
+            "llama.cpp in-process: GGUF models on CPU, Metal or GPU",
+            library="xllamacpp",
+            capabilities=Capabilities(
+                generation=COMMON
+                | SAMPLING
+                | PENALTIES
+                | {"stop_strings", "logprobs", "guided_decoding", "adapter"},
+                model=frozenset(
+                    {
+                        "adapter_model",
+                        "adapters",
+                        "chat_template",
+                        "chat_template_kwargs",
+                        "model_max_length",
+                    }
+                ),
+                guided_decoding=frozenset({"json", "choice", "grammar"}),
+                features=frozenset(
+                    {"streaming", "continuous_batching", "prefix_caching", "cpu", "gguf", "adapters"}
+                ),
+            ),
+        ),
+        EngineSpec(
+            "echo",
+            "echo:EchoInferenceEngine",
+            "answers with the prompt: for tests and for learning the magics",
+            hidden=True,
+            capabilities=Capabilities(features=frozenset({"streaming", "cpu"})),
+        ),
+    )
+}
+
+
+def names(*, hidden: bool = False) -> list[str]:
+    """Engine names, in order of the table above."""
+    return [s.name for s in _SPECS.values() if hidden or not s.hidden]
+
+
+def specs(*, hidden: bool = False) -> list[EngineSpec]:
+    """Engine specs, in order of the table above."""
+    return [s for s in _SPECS.values() if hidden or not s.hidden]
+
+
+def spec(name: str) -> EngineSpec:
+    """The engine of this name.
+
+    Raises
+    ------
+    ConfigurationError
+        For another name, with the nearest one.
+    """
+    found = _SPECS.get(name)
+    if found is None:
+        near = difflib.get_close_matches(name, names(), 1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigurationError(
+            f"no engine is called {name!r}", hint=f"{guess}Engines: {', '.join(names())}"
+        )
+    return found
+
+
+def engine_class(name: str) -> type[InferenceEngine]:
+    """Import an engine's public class. Its library is not imported in this process."""
+    module, _, attribute = spec(name).path.partition(":")
+    found: type[InferenceEngine] = getattr(
+        importlib.import_module(f"nbinfer.engines.{module}"), attribute
+    )
+    return found
+
+
+def supporting(parameter: str, *, of: str = "generation") -> tuple[str, ...]:
+    """Names of the engines whose capabilities list a parameter."""
+    return tuple(s.name for s in specs() if parameter in getattr(s.capabilities, of))

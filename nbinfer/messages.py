@@ -1,0 +1,189 @@
+"""Conversations: who said what, in the shape that every chat template takes."""
+
+from __future__ import annotations
+
+import base64
+import enum
+import mimetypes
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigurationError
+
+__all__ = ["Conversation", "ImagePart", "Message", "Role", "TextPart"]
+
+
+class Role(str, enum.Enum):
+    """Who speaks. The values are those of chat templates and of OpenAI's API."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A piece of text inside a message that also holds images."""
+
+    text: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"type": "text", "text": self.text}
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """An image inside a message.
+
+    Parameters
+    ----------
+    source : str, pathlib.Path or bytes
+        A file, an ``http(s)``/``data`` URL, or the encoded image itself.
+
+    Notes
+    -----
+    The image is read when the request is made, not here.
+    """
+
+    source: str | Path | bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": self._url()}}
+
+    def _url(self) -> str:
+        source = self.source
+        if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
+            return source
+        if isinstance(source, bytes):
+            data, kind = source, "image/png"
+        else:
+            path = Path(source)
+            if not path.is_file():
+                raise ConfigurationError(f"no image file at {str(path)!r}")
+            data, kind = path.read_bytes(), mimetypes.guess_type(path.name)[0] or "image/png"
+        return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation.
+
+    Parameters
+    ----------
+    role : Role or str
+        ``"system"``, ``"user"``, ``"assistant"`` or ``"tool"``.
+    content : str or sequence of (TextPart or ImagePart)
+        Text, or parts in the order in which the model reads them.
+
+    Raises
+    ------
+    ConfigurationError
+        For another role, or content of another type.
+    """
+
+    role: Role
+    content: str | tuple[TextPart | ImagePart, ...]
+
+    def __init__(self, role: Role | str, content: str | Sequence[TextPart | ImagePart]) -> None:
+        try:
+            checked = Role(role)
+        except ValueError:
+            roles = ", ".join(repr(r.value) for r in Role)
+            raise ConfigurationError(f"role {role!r} is not one of {roles}") from None
+        if not isinstance(content, str):
+            parts = tuple(content) if isinstance(content, Iterable) else (content,)
+            wrong = [p for p in parts if not isinstance(p, TextPart | ImagePart)]
+            if wrong:
+                raise ConfigurationError(
+                    f"message content must be text, TextPart or ImagePart, not {wrong[0]!r:.80}"
+                )
+            content = parts
+        object.__setattr__(self, "role", checked)
+        object.__setattr__(self, "content", content)
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined by newlines."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(p.text for p in self.content if isinstance(p, TextPart))
+
+    @property
+    def has_images(self) -> bool:
+        return not isinstance(self.content, str) and any(
+            isinstance(p, ImagePart) for p in self.content
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The message as chat templates and OpenAI-compatible servers take it."""
+        content = self.content if isinstance(self.content, str) else [p.to_dict() for p in self.content]
+        return {"role": self.role.value, "content": content}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Message:
+        unknown = set(value) - {"role", "content"}
+        if unknown or not {"role", "content"} <= set(value):
+            raise ConfigurationError(
+                f"a message needs exactly 'role' and 'content', not {sorted(map(str, value))}"
+            )
+        content = value["content"]
+        if isinstance(content, list):
+            content = [_part(p) for p in content]
+        return cls(value["role"], content)
+
+
+def _part(value: Any) -> TextPart | ImagePart:
+    if isinstance(value, TextPart | ImagePart):
+        return value
+    if isinstance(value, Mapping) and value.get("type") == "text":
+        return TextPart(value["text"])
+    if isinstance(value, Mapping) and value.get("type") == "image_url":
+        url = value["image_url"]
+        return ImagePart(url["url"] if isinstance(url, Mapping) else url)
+    raise ConfigurationError(f"unknown content part {value!r:.80}")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages in order, with an optional identifier that becomes the row's ``id``.
+
+    Raises
+    ------
+    ConfigurationError
+        Without any message.
+    """
+
+    messages: tuple[Message, ...]
+    conversation_id: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __init__(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        conversation_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        checked = tuple(m if isinstance(m, Message) else Message.from_dict(m) for m in messages)
+        if not checked:
+            raise ConfigurationError("a conversation needs at least one message")
+        object.__setattr__(self, "messages", checked)
+        object.__setattr__(self, "conversation_id", conversation_id)
+        object.__setattr__(self, "metadata", dict(metadata or {}))
+
+    @property
+    def last_text(self) -> str:
+        """The text of the last message: what a row shows as its ``prompt``."""
+        return self.messages[-1].text
+
+    @property
+    def has_images(self) -> bool:
+        return any(m.has_images for m in self.messages)
+
+    def to_list(self) -> list[dict[str, Any]]:
+        return [m.to_dict() for m in self.messages]

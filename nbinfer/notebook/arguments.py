@@ -1,0 +1,116 @@
+"""A magic's line, parsed: quotes stripped, no abbreviations, errors that say what to do."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from typing import Any, NoReturn
+
+from ..errors import ConfigurationError
+
+__all__ = ["Parser", "engine_parser", "infer_parser", "split_line"]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises instead of ending the kernel."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            allow_abbrev=False,
+            add_help=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(f"{self.prog}: {message}", hint=f"{self.prog.lstrip('%')}? lists all: %{self.prog.lstrip('%')}?")
+
+    def parse_line(self, line: str) -> argparse.Namespace:
+        """Parse a line as a shell would split it."""
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            raise ConfigurationError(f"{self.prog}: {error} in {line!r:.80}") from None
+        return self.parse_args(words)
+
+    def takes_value(self, flag: str) -> bool:
+        """Whether an option is followed by a value."""
+        action = self._option_string_actions.get(flag)
+        return action is not None and action.nargs != 0
+
+
+def infer_parser() -> Parser:
+    """The options of ``%infer`` and ``%%infer``."""
+    parser = Parser(
+        prog="%%infer",
+        description="Send prompts to an engine; the value is a DataFrame, one row per completion.",
+        epilog=(
+            "A line --- alone separates prompts. With --data, {{column}} is filled per row; with\n"
+            "--vars, {{name}} comes from the notebook. Without them braces are left alone."
+        ),
+    )
+    add = parser.add_argument
+    add("-e", "--engine", metavar="NAME", help="engine (default: the one last chosen by %%engine use)")
+    add("-m", "--model", metavar="MODEL", help="embedded name or path of a .gguf file")
+    add("-k", "--kwarg", metavar="KEY=VALUE", action="append", default=[], help="how to load the model: one of the engine's model_kwargs, such as n_ctx=8192")
+    add("-o", "--out", metavar="NAME", help="assign the DataFrame to a variable and show nothing")
+    add("--show", action="store_true", help="with -o: show it too")
+    add("--data", metavar="NAME", help="a DataFrame of the notebook; {{column}} is filled per row")
+    add("--vars", action="store_true", help="fill {{name}} from the notebook's variables")
+    add("--system", metavar="TEXT", help="system message")
+    add("--max-new-tokens", metavar="N", type=int, help="longest answer, in tokens")
+    add("--temperature", metavar="T", type=float, help="0 is greedy, the default")
+    add("--top-p", metavar="P", type=float, help="nucleus sampling")
+    add("--seed", metavar="S", type=int, help="makes sampling repeatable")
+    add("-n", metavar="N", type=int, help="completions for each prompt")
+    add("--schema", metavar="NAME", help="a JSON Schema (dict or text) or pydantic model of the notebook; fills the column 'parsed'")
+    add("--adapter", metavar="PATH", help="a LoRA adapter, loaded with the model")
+    add("--image", metavar="NAME|PATH", help="an image for the prompt, where the engine reads images")
+    add("--set", metavar="KEY=VALUE", action="append", default=[], help="any other field of GenerationParams")
+    add("--batch-size", metavar="N", type=int, help="at most so many rows in the engine at once")
+    add("--no-wait", action="store_true", help="do not wait while another engine computes")
+    add("--no-stream", action="store_true", help="do not print a single answer as it is made")
+    add("--raw", action="store_true", help="no chat template, for base models")
+    add("--sep", metavar="TEXT", default="---", help="the line that separates prompts (default ---)")
+    return parser
+
+
+def engine_parser() -> Parser:
+    """The options of ``%engine``."""
+    parser = Parser(
+        prog="%engine",
+        description=(
+            "Without a word: what is resident. use: choose what a plain %%infer uses. load, unload,\n"
+            "restart: as they say; unload without a name unloads everything. logs: the engine's own output."
+        ),
+    )
+    add = parser.add_argument
+    add("action", nargs="?", choices=("use", "load", "unload", "restart", "logs"))
+    add("name", nargs="?", metavar="NAME", help="engine (default: the one last chosen)")
+    add("-m", "--model", metavar="MODEL", help="embedded name or path of a .gguf file")
+    add("-k", "--kwarg", metavar="KEY=VALUE", action="append", default=[], help="one of the engine's model_kwargs, such as n_ctx=8192")
+    add("--lines", metavar="N", type=int, default=20, help="of the log (default 20)")
+    return parser
+
+
+_WORD = re.compile(r"""\s*((?:"[^"]*"|'[^']*'|[^\s"'])+)""")
+
+
+def split_line(parser: Parser, line: str) -> tuple[str, str]:
+    """Split ``%infer``'s line into its options and the prompt, which is kept to the letter.
+
+    Options end at the first word that is neither an option nor an option's value, or at ``--``.
+    """
+    position = 0
+    while True:
+        match = _WORD.match(line, position)
+        if match is None or not match.group(1).startswith("-"):
+            return line[:position], line[position:].strip()
+        word = match.group(1)
+        if word == "--":
+            return line[:position], line[match.end() :].strip()
+        position = match.end()
+        if "=" not in word and parser.takes_value(word):
+            value = _WORD.match(line, position)
+            position = value.end() if value is not None else position

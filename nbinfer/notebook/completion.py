@@ -1,0 +1,117 @@
+"""Tab completion inside nbinfer's magics: options, engines, models, variables, fields."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import models
+from ..config import GenerationParams
+from ..engines import registry
+from ..residents import pool
+from .arguments import Parser, engine_parser, infer_parser
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = ["candidates", "install", "uninstall"]
+
+_LINE = re.compile(r"^\s*(%{1,2})(nbinfer\s+)?(infer|engine)\s(.*)$", re.DOTALL)
+ACTIONS = ("use", "load", "unload", "restart", "logs")
+
+
+def candidates(text: str, namespace: dict[str, Any]) -> list[str] | None:
+    """What may follow ``text``, the cell's first line up to the cursor.
+
+    Returns ``None`` where it is not one of our magics, or a place where anything may stand.
+    """
+    match = _LINE.match(text)
+    if match is None or "\n" in text:
+        return None
+    command, rest = match.group(3), match.group(4)
+    words = rest.split()
+    word = "" if not rest or rest[-1].isspace() else words.pop()
+    parser = infer_parser() if command == "infer" else engine_parser()
+    previous = words[-1] if words else ""
+    if parser.takes_value(previous):
+        found = _values(previous, namespace)
+    elif word.startswith("-"):
+        found = _options(parser)
+    elif command == "engine":
+        plain = [w for w in words if not w.startswith("-")]
+        found = list(ACTIONS) if not plain else registry.names() if len(plain) == 1 else []
+    else:
+        return None
+    return [c for c in found if c.startswith(word)]
+
+
+def _options(parser: Parser) -> list[str]:
+    return sorted(o for o in parser._option_string_actions if o.startswith("--")) + ["-e", "-m", "-o", "-n", "-k"]
+
+
+def _values(option: str, namespace: dict[str, Any]) -> list[str]:
+    if option in ("-e", "--engine"):
+        return registry.names()
+    if option in ("-m", "--model"):
+        resident = [r.plan.model for r in pool.residents()]
+        files: list[str] = []
+        with contextlib.suppress(OSError):
+            files = sorted(str(p) for p in Path().glob("*.gguf"))
+        return list(dict.fromkeys([*models.EMBEDDED, *resident, *files]))
+    if option == "--data":
+        pandas = sys.modules.get("pandas")
+        frame = getattr(pandas, "DataFrame", ())
+        return sorted(n for n, v in namespace.items() if isinstance(v, frame) and not n.startswith("_"))
+    if option == "--schema":
+        return sorted(
+            n
+            for n, v in namespace.items()
+            if not n.startswith("_") and (isinstance(v, dict) or hasattr(v, "model_json_schema"))
+        )
+    if option == "--set":
+        return [f"{name}=" for name in GenerationParams.__dataclass_fields__]
+    if option in ("-k", "--kwarg"):
+        from ..engines.llamacpp import OPTIONS
+
+        return [f"{name}=" for name in OPTIONS]
+    return []
+
+
+class Matcher:
+    """The function that IPython's completer calls; one a shell."""
+
+    matcher_identifier = "nbinfer"
+    matcher_api_version = 2
+    matcher_priority = 100
+
+    def __init__(self, ip: InteractiveShell) -> None:
+        self._ip = ip
+
+    def __call__(self, context: Any) -> Any:
+        from IPython.core.completer import SimpleCompletion
+
+        found = candidates(context.text_until_cursor, self._ip.user_ns)
+        if context.cursor_line != 0 or found is None:
+            return {"completions": [], "suppress": False}
+        matches = [SimpleCompletion(text=c, type="magic option") for c in found]
+        word = re.search(r"\S*$", context.text_until_cursor)
+        fragment = word.group(0) if word else ""
+        return {"completions": matches, "matched_fragment": fragment, "suppress": bool(matches)}
+
+
+def install(ip: InteractiveShell) -> None:
+    """Add our matcher to the shell's completer, once."""
+    if ip.Completer is not None:
+        uninstall(ip)
+        ip.Completer.custom_matchers.append(Matcher(ip))
+
+
+def uninstall(ip: InteractiveShell) -> None:
+    """Take it away again."""
+    if ip.Completer is not None:
+        ip.Completer.custom_matchers[:] = [
+            m for m in ip.Completer.custom_matchers if not isinstance(m, Matcher)
+        ]

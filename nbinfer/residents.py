@@ -1,0 +1,361 @@
+"""The pool of loaded engines: one worker per engine, model and load parameters.
+
+A load runs in a thread of its own and tells whoever waits through a callback, so an
+interrupted cell stops waiting at once while the load goes on, and the next cell finds it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import os
+import queue
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import measure, settings
+from .errors import EngineCrashed, EngineNotInstalled, LoadError, NbinferError
+from .notices import notify
+from .worker.host import Death, Event, Worker, stop_spawner
+
+__all__ = ["Plan", "Pool", "Resident", "pool", "shutdown"]
+
+Listener = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be loaded, and how.
+
+    Attributes
+    ----------
+    key : tuple of str
+        Engine, model and load parameters: equal keys share a resident.
+    prepare : callable
+        Called in the loading thread with a function that takes progress texts; returns the
+        backend's load message and an estimate of the memory it will need, in bytes.
+    """
+
+    key: tuple[str, ...]
+    engine: str
+    model: str
+    backend: str
+    python: str
+    prepare: Callable[[Callable[[str], None]], tuple[dict[str, Any], int]]
+    library: str = ""
+    device: str = "cpu"
+
+
+@dataclass(eq=False)
+class Resident:
+    """A loaded engine, or one that is being loaded.
+
+    Attributes
+    ----------
+    state : str
+        ``"loading"``, ``"ready"``, ``"crashed"`` or ``"unloaded"``.
+    idle_bytes : int or None
+        Memory of its process tree when loaded and idle.
+    peak_bytes : int
+        Highest memory seen in any run.
+    """
+
+    plan: Plan
+    state: str = "loading"
+    stage: str = "starting"
+    worker: Worker | None = None
+    report: dict[str, Any] = field(default_factory=dict)
+    loaded_s: float | None = None
+    ready_at: float | None = None
+    used_at: float = field(default_factory=time.monotonic)
+    idle_bytes: int | None = None
+    peak_bytes: int = 0
+    runs: int = 0
+    error: NbinferError | None = None
+    model_facts: dict[str, Any] = field(default_factory=dict)
+    _waiting: list[Listener] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        return f"{self.plan.engine} · {self.plan.model}"
+
+    @property
+    def busy(self) -> bool:
+        return self.runs > 0
+
+    def crashed(self, death: Death, doing: str) -> EngineCrashed:
+        """The error that tells how this engine's process ended."""
+        how = death.signal or f"exit status {death.exit_code}"
+        tail = self.worker.log_tail() if self.worker is not None else ""
+        last = f"\nIts last words:\n{_indent(tail, 8)}" if tail else ""
+        memory = f", after a peak of {self.peak_bytes / 1e6:,.0f} MB" if self.peak_bytes else ""
+        why = ""
+        if death.signal == "SIGKILL" and not death.by_us:
+            why = " SIGKILL from outside is most often the system's out-of-memory killer."
+        return EngineCrashed(
+            f"the process of {self.label} died {doing}: {how}{memory}.{why}{last}",
+            hint="The kernel and the finished rows are safe; the next use loads the model again. "
+            f"Its whole log: %engine logs {self.plan.engine}",
+            signal=death.signal,
+            exit_code=death.exit_code,
+            peak_memory_bytes=self.peak_bytes or None,
+            log_tail=tail,
+        )
+
+
+def _indent(text: str, lines: int) -> str:
+    return "\n".join("  " + line[:200] for line in text.splitlines()[-lines:])
+
+
+class Pool:
+    """All residents of this kernel. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._residents: dict[tuple[str, ...], Resident] = {}
+        self._numbers = itertools.count(1)
+
+    def residents(self) -> list[Resident]:
+        """Those that are loading, ready or crashed, oldest first."""
+        with self._lock:
+            return list(self._residents.values())
+
+    def find(self, key: tuple[str, ...]) -> Resident | None:
+        with self._lock:
+            return self._residents.get(key)
+
+    def ensure(self, plan: Plan, listener: Listener) -> Resident:
+        """Find or begin to load; never blocks.
+
+        ``listener`` gets ``{"ev": "stage"}`` events while it loads, then one
+        ``{"ev": "ready"}`` or ``{"ev": "load_failed", "error": NbinferError}``.
+        """
+        with self._lock:
+            resident = self._residents.get(plan.key)
+            if resident is not None and resident.state == "ready":
+                assert resident.worker is not None
+                if resident.worker.alive:
+                    resident.used_at = time.monotonic()
+                    listener({"ev": "ready"})
+                    return resident
+            if resident is None or resident.state != "loading":
+                resident = Resident(plan)
+                self._residents[plan.key] = resident
+                name = f"nbinfer-load-{plan.engine}"
+                threading.Thread(target=self._load, args=(resident,), name=name, daemon=True).start()
+            resident._waiting.append(listener)
+            listener({"ev": "stage", "text": resident.stage})
+            return resident
+
+    def forget_waiter(self, resident: Resident, listener: Listener) -> None:
+        """An abandoned call no longer wants to know how a load ends."""
+        with self._lock, contextlib.suppress(ValueError):
+            resident._waiting.remove(listener)
+
+    # ------------------------------------------------------------------ loading
+
+    def _tell(self, resident: Resident, event: Event, last: bool = False) -> None:
+        with self._lock:
+            listeners = list(resident._waiting)
+            if last:
+                resident._waiting.clear()
+        for listener in listeners:
+            listener(event)
+
+    def _load(self, resident: Resident) -> None:
+        def stage(text: str) -> None:
+            resident.stage = text
+            self._tell(resident, {"ev": "stage", "text": text})
+
+        try:
+            message, estimate = resident.plan.prepare(stage)
+            resident.model_facts = message.get("facts", {})
+            self._make_room(resident, estimate)
+            self._start(resident, message, stage)
+        except BaseException as error:
+            if not isinstance(error, NbinferError):
+                error = LoadError(f"{resident.label} could not be loaded: {error!r}")
+            resident.error = error
+            with self._lock:
+                if resident.state == "loading":
+                    resident.state = "crashed"
+                if self._residents.get(resident.plan.key) is resident and resident.worker is None:
+                    del self._residents[resident.plan.key]
+            if resident.worker is not None:
+                resident.worker.close()
+            self._tell(resident, {"ev": "load_failed", "error": error}, last=True)
+        else:
+            self._tell(resident, {"ev": "ready"}, last=True)
+
+    def _start(
+        self, resident: Resident, message: dict[str, Any], stage: Callable[[str], None]
+    ) -> None:
+        plan = resident.plan
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        started = time.monotonic()
+        with self._lock:
+            if resident.state != "loading":
+                raise LoadError(f"{resident.label} was unloaded while it was loading")
+            worker = Worker(plan.backend, plan.python, self._log_path(plan.engine))
+            resident.worker = worker
+        worker.subscribe("", events.put)
+        worker.send({"op": "load", "model": message})
+        while True:
+            event = events.get()
+            kind = event["ev"]
+            if kind == "stage":
+                stage(event["text"])
+            elif kind == "hello":
+                resident.report["python"] = event["python"]
+                resident.report["python_version"] = event["python_version"]
+            elif kind == "refused":
+                raise self._refusal(resident, event)
+            elif kind == "died":
+                if resident.state == "unloaded":
+                    raise LoadError(f"{resident.label} was unloaded while it was loading")
+                raise resident.crashed(event["death"], "while it was loading")
+            elif kind == "loaded":
+                break
+        resident.report.update(event["report"])
+        resident.idle_bytes = resident.peak_bytes = measure.tree_bytes(worker.pid)
+        resident.loaded_s = time.monotonic() - started
+        resident.ready_at = resident.used_at = time.monotonic()
+        with self._lock:
+            if resident.state == "loading":
+                resident.state = "ready"
+        worker.subscribe("", lambda event: self._own_event(resident, event))
+        if resident.report.get("warning"):
+            notify(resident.report["warning"])
+
+    def _own_event(self, resident: Resident, event: Event) -> None:
+        if event["ev"] == "died":
+            with self._lock:
+                if resident.state == "ready":
+                    resident.state = "crashed"
+
+    @staticmethod
+    def _refusal(resident: Resident, event: Event) -> NbinferError:
+        plan, text = resident.plan, event["message"]
+        tail = resident.worker.log_tail() if resident.worker is not None else ""
+        if event["kind"] == "import":
+            return EngineNotInstalled(
+                f"{plan.python} cannot import {plan.library or plan.backend}: {text}",
+                hint=f'Install it: pip install "nbinfer[{plan.engine}]"',
+            )
+        return LoadError(
+            f"{plan.engine} could not load {plan.model!r}: {text}",
+            hint=f"The library's own log: %engine logs {plan.engine}",
+            log_tail=tail,
+        )
+
+    def _log_path(self, engine: str) -> Path:
+        name = f"{engine}-{os.getpid()}-{next(self._numbers)}.log"
+        for folder in (settings.home() / "logs", Path(tempfile.gettempdir()) / "nbinfer-logs"):
+            # A read-only or full home must not stop an engine: its log then goes elsewhere.
+            with contextlib.suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                _drop_old_logs(folder)
+                path = folder / name
+                path.touch(mode=0o600)
+                return path
+        return Path(os.devnull)
+
+    def _make_room(self, new: Resident, needed: int) -> None:
+        """Evict the least recently used idle residents until the budget holds the new one."""
+        budget = settings.current().budget_bytes()
+        while True:
+            with self._lock:
+                others = [
+                    r for r in self._residents.values() if r is not new and r.state == "ready"
+                ]
+                used = sum(self._bytes(r) for r in others)
+                idle = sorted((r for r in others if not r.busy), key=lambda r: r.used_at)
+            if used + needed <= budget or not idle:
+                return
+            victim = idle[0]
+            notify(
+                f"unloading {victim.label} ({self._bytes(victim) / 1e6:,.0f} MB) to make room for "
+                f"{new.label}: the memory budget is {budget / 1e6:,.0f} MB"
+            )
+            self.unload(victim)
+
+    @staticmethod
+    def _bytes(resident: Resident) -> int:
+        if resident.worker is None or not resident.worker.alive:
+            return 0
+        return measure.tree_bytes(resident.worker.pid)
+
+    # ---------------------------------------------------------------- unloading
+
+    def unload(self, resident: Resident) -> int:
+        """End a resident's process tree; returns the bytes that came back."""
+        with self._lock:
+            if self._residents.get(resident.plan.key) is resident:
+                del self._residents[resident.plan.key]
+            resident.state = "unloaded"
+            worker = resident.worker
+        if worker is None:
+            return 0
+        freed = self._bytes(resident)
+        worker.close()
+        with contextlib.suppress(OSError):
+            if worker.log.name.endswith(".log"):
+                worker.log.unlink()
+        return freed
+
+    def unload_all(self) -> None:
+        for resident in self.residents():
+            self.unload(resident)
+
+
+def _drop_old_logs(folder: Path, keep_s: float = 7 * 86400) -> None:
+    """Logs of kernels that did not end cleanly, older than a week."""
+    for path in folder.glob("*.log"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > keep_s:
+                path.unlink()
+
+
+pool = Pool()
+
+
+def shutdown() -> None:
+    """Unload everything: no process, no thread and no descriptor of ours is left."""
+    pool.unload_all()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(
+        t.name.startswith("nbinfer-load") for t in threading.enumerate()
+    ):
+        time.sleep(0.01)
+    stop_spawner()
+
+
+def describe(resident: Resident) -> Mapping[str, Any]:
+    """One row of ``%engine``: times in seconds, memory in bytes, ``None`` where unknown."""
+    worker = resident.worker
+    alive = worker is not None and worker.alive
+    state = resident.state
+    if state == "ready":
+        state = "busy" if resident.busy else "ready"
+    now = measure.tree_bytes(worker.pid) if worker is not None and alive else None
+    peak = max(resident.peak_bytes, now or 0)
+    return {
+        "engine": resident.plan.engine,
+        "model": resident.plan.model,
+        "state": state,
+        "pid": worker.pid if worker is not None and alive else None,
+        "memory_bytes": now,
+        "peak_bytes": peak or None,
+        "loaded_s": resident.loaded_s,
+        "uptime_s": time.monotonic() - resident.ready_at if resident.ready_at and alive else None,
+        "python": resident.report.get("python", resident.plan.python),
+    }
+
+
+atexit.register(shutdown)

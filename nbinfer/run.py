@@ -1,0 +1,348 @@
+"""One run on a resident engine: load, wait for the device, send rows, gather answers.
+
+Everything that can happen arrives in one mailbox: the load's stages, the lease, rows,
+the worker's death and the user's interrupt. So a run is one loop over messages, it can be
+stopped at any of its points, and no exception strikes it from outside.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+from . import settings
+from .errors import NbinferError
+from .frame import Row
+from .lease import Ticket, lease_for
+from .measure import PeakSampler
+from .records import Delta, Finished, Outcome, Progress, Record, RowRequest, Stage
+from .residents import Plan, Resident, pool
+from .worker.host import Event
+
+__all__ = ["LocalRun", "new_run_id"]
+
+# Rows sent ahead of those that are done: enough to keep any engine fed, few enough that a
+# hundred thousand prompts are not held twice.
+AHEAD = 512
+HEARTBEAT_S = 0.1
+INTERRUPT = "interrupt"
+
+
+def new_run_id() -> str:
+    """A run's identifier: sortable by its start, short enough for a column."""
+    return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + uuid.uuid4().hex[:6]
+
+
+class LocalRun:
+    """Sends rows to a resident engine and yields what comes back.
+
+    Parameters
+    ----------
+    plan : Plan
+        What must be resident.
+    requests : sequence of RowRequest
+        All rows, in order.
+    stream : bool
+        Whether pieces of text are wanted as they are made.
+    wait : bool
+        Whether to wait while another engine computes on the same device.
+    ahead : int
+        How many rows are in the worker at once, waiting or running.
+    outcome : Outcome
+        Filled in: how it ended.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        requests: Sequence[RowRequest],
+        *,
+        run_id: str,
+        outcome: Outcome,
+        stream: bool = False,
+        wait: bool = True,
+        ahead: int = AHEAD,
+    ) -> None:
+        self.plan = plan
+        self.requests = requests
+        self.run_id = run_id
+        self.outcome = outcome
+        self.resident: Resident | None = None
+        self.load_s = 0.0
+        self.peak_bytes = 0
+        self.sent_at = self.done_at = 0.0
+        self._stream = stream
+        self._wait = wait
+        self._ahead = ahead
+        self._mailbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._pending: dict[int, list[str]] = {}  # rows that were sent: their text so far
+        self._next = 0
+        self._done = 0
+        self._tokens = 0
+        self._prefill = (0, 0)
+        self._settled = bytearray(len(requests))
+        self._stop_at: float | None = None
+        self._sampler: PeakSampler | None = None
+        self._stage = f"loading {plan.engine} · {plan.model}"
+
+    def stop(self) -> None:
+        """Interrupt the run from any thread."""
+        self._mailbox.put({"ev": INTERRUPT})
+
+    def records(self) -> Iterator[Record]:
+        """Yield records until every row is settled; closing it early cancels the rest.
+
+        It installs no signal handler: whoever reads it holds an ``interrupts.guard()`` that
+        calls ``stop()``.
+        """
+        yield from self._reject_unsendable()
+        if self._done < len(self.requests):
+            yield from self._load_and_run()
+        yield from self._settle_rest()
+
+    # ---------------------------------------------------------------- before rows
+
+    def _reject_unsendable(self) -> Iterator[Record]:
+        for number, request in enumerate(self.requests):
+            if request.error is not None:
+                yield self._settle(number, finish_reason="error", error=request.error)
+
+    def _load_and_run(self) -> Iterator[Record]:
+        started = time.monotonic()
+        loaded = yield from self._load()
+        self.load_s = time.monotonic() - started if loaded == "loaded" else 0.0
+        if loaded is None:
+            return
+        resident = self.resident
+        assert resident is not None
+        assert resident.worker is not None
+        worker = resident.worker
+        ticket = Ticket(resident, resident.label, lambda: self._mailbox.put({"ev": "granted"}))
+        lease = lease_for(self.plan.device)
+        resident.runs += 1
+        try:
+            worker.send({"op": "begin", "run": self.run_id})
+            worker.subscribe(self.run_id, self._mailbox.put)
+            granted = yield from self._take_turn(lease.request, ticket)
+            if granted:
+                self._sampler = PeakSampler(worker.pid)
+                with self._sampler:
+                    yield from self._rows()
+        finally:
+            worker.unsubscribe(self.run_id)
+            if self._stop_at is None and self._done < len(self.requests):
+                worker.cancel(self.run_id)  # abandoned by whoever read the records
+            worker.send({"op": "end", "run": self.run_id})
+            lease.release(ticket)
+            resident.runs -= 1
+            resident.used_at = time.monotonic()
+            self._note_peak(resident)
+
+    def _load(self) -> Generator[Record, None, str | None]:
+        """Wait until the engine is resident; returns "loaded", "resident" or None."""
+        listener = self._mailbox.put
+        how = "resident"
+        while True:
+            resident = self.resident = pool.ensure(self.plan, listener)
+            while True:
+                event = yield from self._next_event()
+                kind = event["ev"]
+                if kind == "stage":
+                    how = "loaded"
+                    self._stage = f"loading {resident.label}: {event['text']}"
+                    yield Stage(self._stage)
+                elif kind == "load_failed":
+                    self.outcome.error = event["error"]
+                    return None
+                elif kind == INTERRUPT:
+                    pool.forget_waiter(resident, listener)
+                    self._interrupted()
+                    return None
+                elif kind == "ready":
+                    break
+            if resident.worker is None or resident.worker.obeying:
+                return how
+            # An earlier run's cancel is still unanswered: this one waits until the engine
+            # obeys or its escalation ends it, and then loads it anew.
+            if not (yield from self._wait_until_obeying(resident)):
+                return None
+
+    def _next_event(self) -> Generator[Record, None, Event]:
+        """The next message; meanwhile the stage is told again, so that a clock can be shown."""
+        while True:
+            try:
+                return self._mailbox.get(timeout=HEARTBEAT_S)
+            except queue.Empty:
+                yield Stage(self._stage)
+
+    def _wait_until_obeying(self, resident: Resident) -> Generator[Record, None, bool]:
+        self._stage = f"waiting for {resident.label} to stop its cancelled run"
+        assert resident.worker is not None
+        while resident.worker.alive and not resident.worker.obeying:
+            yield Stage(self._stage)
+            try:
+                if self._mailbox.get(timeout=HEARTBEAT_S)["ev"] == INTERRUPT:
+                    self._interrupted()
+                    return False
+            except queue.Empty:
+                continue
+        return True
+
+    def _take_turn(
+        self, request: Callable[[Ticket], str | None], ticket: Ticket
+    ) -> Generator[Record, None, bool]:
+        if not self._wait:
+            return True
+        holder = request(ticket)
+        self._stage = f"waiting for {holder} to finish on the {self.plan.device}"
+        while True:
+            event = yield from self._next_event()
+            if event["ev"] == "granted":
+                return True
+            if event["ev"] == INTERRUPT:
+                self._interrupted()
+                return False
+            if event["ev"] == "died":
+                self._died(event)
+                return False
+
+    # ----------------------------------------------------------------------- rows
+
+    def _rows(self) -> Iterator[Record]:
+        resident = self.resident
+        assert resident is not None
+        assert resident.worker is not None
+        self.sent_at = time.monotonic()
+        while self._done < len(self.requests):
+            if self._stop_at is None:
+                self._send_ahead()
+            try:
+                event = self._mailbox.get(timeout=self._patience())
+            except queue.Empty:
+                if self._stop_at is not None and time.monotonic() >= self._stop_at:
+                    return  # it did not answer in time; late replies are nobody's
+                yield self._progress()
+                continue
+            kind = event["ev"]
+            if kind == "delta":
+                yield from self._delta(event)
+            elif kind == "finished":
+                yield self._settle_event(event)
+            elif kind == "failed":
+                yield self._settle_event(event, finish_reason="error")
+            elif kind == "progress":
+                self._tokens, self._prefill = event["tokens"], tuple(event["prefill"])
+                yield self._progress()
+            elif kind == "died":
+                self._died(event)
+                return
+            elif kind == "cancelled":
+                return
+            elif kind == INTERRUPT:
+                if self._stop_at is not None:
+                    return  # a second interrupt: wait no longer
+                self._interrupted()
+                resident.worker.cancel(self.run_id)
+
+    def _send_ahead(self) -> None:
+        if len(self._pending) > self._ahead // 2 or self._next >= len(self.requests):
+            return
+        rows = []
+        while self._next < len(self.requests) and len(self._pending) < self._ahead:
+            number = self._next
+            self._next += 1
+            if self._settled[number]:
+                continue
+            request = self.requests[number]
+            self._pending[number] = []
+            rows.append(
+                {"row": number, "params": request.params, "stream": self._stream, **request.body}
+            )
+        if rows:
+            assert self.resident is not None
+            assert self.resident.worker is not None
+            self.resident.worker.send({"op": "rows", "run": self.run_id, "rows": rows})
+
+    def _patience(self) -> float:
+        if self._stop_at is None:
+            return HEARTBEAT_S
+        return max(0.0, min(HEARTBEAT_S, self._stop_at - time.monotonic()))
+
+    def _progress(self) -> Progress:
+        done, total = self._prefill
+        seconds = time.monotonic() - self.sent_at
+        return Progress(self._done, len(self.requests), self._tokens, done, total, seconds)
+
+    def _delta(self, event: Event) -> Iterator[Record]:
+        pieces = self._pending.get(event["row"])
+        if pieces is not None:
+            pieces.append(event["text"])
+            self._tokens += event["tokens"]
+            yield Delta(event["row"], event["text"], event["tokens"])
+
+    # -------------------------------------------------------------------- endings
+
+    def _interrupted(self) -> None:
+        self.outcome.interrupted = True
+        self._stop_at = time.monotonic() + settings.current().cancel_grace_s
+
+    def _note_peak(self, resident: Resident) -> None:
+        if self._sampler is not None:
+            self.peak_bytes = max(self.peak_bytes, self._sampler.peak_bytes)
+        resident.peak_bytes = max(resident.peak_bytes, self.peak_bytes)
+
+    def _died(self, event: Event) -> None:
+        assert self.resident is not None
+        self._note_peak(self.resident)
+        done = f"while it ran ({self._done} of {len(self.requests)} rows were done)"
+        self.outcome.error = self.resident.crashed(event["death"], done)
+
+    def _settle_event(self, event: Event, finish_reason: str | None = None) -> Finished:
+        known = {name: event[name] for name in _FROM_EVENT if event.get(name) is not None}
+        reason = finish_reason or event["finish_reason"]
+        return self._settle(event["row"], finish_reason=reason, **known)
+
+    def _settle(self, number: int, **values: Any) -> Finished:
+        request = self.requests[number]
+        self._pending.pop(number, None)
+        if not self._settled[number]:
+            self._settled[number] = 1
+            self._done += 1
+        self.done_at = time.monotonic()
+        row = Row(
+            index=request.index, sample=request.sample, id=request.id, prompt=request.prompt
+        )
+        row.messages = request.body.get("messages")
+        for name, value in values.items():
+            setattr(row, name, value)
+        return Finished(number, row)
+
+    def _settle_rest(self) -> Iterator[Record]:
+        """Rows without an answer: cancelled by the user, or lost with the engine."""
+        error: NbinferError | None = self.outcome.error
+        for number in range(len(self.requests)):
+            if self._settled[number]:
+                continue
+            text = "".join(self._pending.get(number, ())) or None
+            if error is not None and not self.outcome.interrupted:
+                values = {"finish_reason": "error", "error": error.message.splitlines()[0]}
+            else:
+                values = {"finish_reason": "cancelled"}
+            yield self._settle(number, output=text, **values)
+
+
+_FROM_EVENT = (
+    "output",
+    "prompt_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "queue_s",
+    "ttft_s",
+    "tpot_s",
+    "latency_s",
+    "error",
+    "logprobs",
+)

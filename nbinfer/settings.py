@@ -1,0 +1,296 @@
+"""Settings of nbinfer itself: from ``configure()``, the environment, then pyproject.toml.
+
+``configure()`` wins over the environment (``NBINFER_…``), and that over ``[tool.nbinfer]`` in
+the nearest ``pyproject.toml`` above the working directory. All are read when they are needed.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import os
+import re
+import threading
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checks import Check, integer, items, number, optional, shown, text, unknown_name
+from .errors import ConfigurationError
+from .validation import Params, checked, known_names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["Settings", "configure", "current", "home", "parse_size", "reset"]
+
+_UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+_SHARE_OF_MACHINE = 0.9
+
+
+def home() -> Path:
+    """The folder of models, environments and logs: ``NBINFER_HOME`` or ``~/.cache/nbinfer``.
+
+    It is absolute, and not made here.
+
+    Raises
+    ------
+    ConfigurationError
+        Where ``~`` stands for nothing, because the user has no home directory.
+    """
+    given = os.environ.get("NBINFER_HOME") or "~/.cache/nbinfer"
+    try:
+        return Path(given).expanduser().absolute()
+    except (RuntimeError, OSError) as error:
+        raise ConfigurationError(
+            f"the folder {shown(given)} cannot be found: {error}",
+            hint="set NBINFER_HOME to an absolute path",
+        ) from None
+
+
+def parse_size(text: str | float) -> int:
+    """A size in bytes.
+
+    Parameters
+    ----------
+    text : str, int or float
+        ``"7GB"`` and ``"7G"`` (powers of 1000), ``"512 MiB"`` (powers of 1024), or a plain
+        number of bytes.
+
+    Raises
+    ------
+    ConfigurationError
+        For anything else, a negative or an infinite size.
+    """
+    wrong = ConfigurationError(
+        f"{shown(text)} is no size", hint='a size is like "7GB", "512MiB" or a number of bytes'
+    )
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        if not 0 <= text < 2**63:  # false for NaN too
+            raise wrong
+        return int(text)
+    if not isinstance(text, str):
+        raise wrong
+    match = re.fullmatch(
+        r"\s*([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([kmgtp]?)(i?)b?\s*", text, re.IGNORECASE
+    )
+    if match is None or (match[3] and not match[2]):
+        raise wrong
+    size = float(match[1]) * (1024 if match[3] else 1000) ** _UNITS[match[2].lower()]
+    if size >= 2**63:
+        raise wrong
+    return int(size)
+
+
+def _machine_bytes() -> int:
+    """The machine's memory, or the control group's limit where that is lower."""
+    import psutil
+
+    total = int(psutil.virtual_memory().total)
+    for path in _limit_files():
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number, and no limit
+            total = min(total, int(path.read_text()) or total)
+    return total
+
+
+def _limit_files() -> list[Path]:
+    root = Path("/sys/fs/cgroup")
+    files = [root / "memory.max", root / "memory" / "memory.limit_in_bytes"]
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kinds, group = line.split(":", 2)
+            within = Path(group.lstrip("/"))
+            for place in (within, *within.parents):
+                if not kinds:
+                    files.append(root / place / "memory.max")
+                elif "memory" in kinds.split(","):
+                    files.append(root / "memory" / place / "memory.limit_in_bytes")
+    return files
+
+
+def _budget(value: Any) -> int:
+    if isinstance(value, str) and value.strip().endswith("%"):
+        share = float(value.strip().removesuffix("%"))
+        if not 0 < share <= 100:
+            raise ValueError
+        return int(_machine_bytes() * share / 100)
+    try:
+        size = parse_size(value)
+    except ConfigurationError:
+        raise ValueError from None  # the check's own message names the setting
+    return int(integer(1).convert(size))
+
+
+def _steps(value: Any) -> tuple[float, ...]:
+    steps: tuple[float, ...] = items(number(0), "").convert(value)
+    if len(steps) != 3 or list(steps) != sorted(steps):
+        raise ValueError
+    return steps
+
+
+@known_names
+@dataclass(frozen=True, repr=False)
+class Settings(Params):
+    """What holds for every engine of this process.
+
+    Parameters
+    ----------
+    memory_budget_bytes : int, optional
+        What the resident engines may take together; ``"8GB"``, ``"500MiB"`` and ``"50%"`` of
+        the machine's memory are taken too. Default: 90 % of the machine's memory, or of the
+        control group's limit where that is lower. Environment: ``NBINFER_MEMORY_BUDGET``.
+    cancel_grace_s : float, default 1.0
+        How long an interrupted cell waits for its rows. ``NBINFER_CANCEL_GRACE_S``.
+    escalation_s : tuple of three floats, default (10.0, 20.0, 30.0)
+        Seconds of an ignored cancel after which a worker gets SIGINT, SIGTERM and SIGKILL, in
+        rising order. ``NBINFER_ESCALATION``, such as ``1,2,3``.
+    default_engine : str, default "llamacpp"
+        ``NBINFER_DEFAULT_ENGINE``.
+    default_model : str, default "smollm2-135m"
+        ``NBINFER_DEFAULT_MODEL``.
+    status_delay_s : float, default 0.5
+        How long a run shows nothing. ``NBINFER_STATUS_DELAY_S``.
+
+    Raises
+    ------
+    ConfigurationError
+        For an unknown setting, or a value of the wrong type or range.
+    """
+
+    memory_budget_bytes: int | None = checked(
+        None, optional(Check('a size above 0 such as "8GB", "500MiB" or "50%"', _budget))
+    )
+    cancel_grace_s: float = checked(1.0, number(0))
+    escalation_s: tuple[float, float, float] = checked(
+        (10.0, 20.0, 30.0), Check("three numbers of seconds in rising order", _steps)
+    )
+    default_engine: str = checked("llamacpp", text())
+    default_model: str = checked("smollm2-135m", text())
+    status_delay_s: float = checked(0.5, number(0))
+
+    def budget_bytes(self) -> int:
+        """What the resident engines may take together, in bytes."""
+        if self.memory_budget_bytes is not None:
+            return self.memory_budget_bytes
+        return int(_machine_bytes() * _SHARE_OF_MACHINE)
+
+
+def _literal(value: str) -> Any:
+    try:
+        return ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return value
+
+
+_CHECKS: dict[str, Check] = {f.name: f.metadata["check"] for f in fields(Settings)}
+_ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "NBINFER_MEMORY_BUDGET": ("memory_budget_bytes", str),
+    "NBINFER_CANCEL_GRACE_S": ("cancel_grace_s", _literal),
+    "NBINFER_ESCALATION": ("escalation_s", _literal),
+    "NBINFER_DEFAULT_ENGINE": ("default_engine", str),
+    "NBINFER_DEFAULT_MODEL": ("default_model", str),
+    "NBINFER_STATUS_DELAY_S": ("status_delay_s", _literal),
+}
+# Tables of [tool.nbinfer] that other modules read.
+_OTHER_TABLES = {"aliases"}
+
+_configured: dict[str, Any] = {}
+_lock = threading.Lock()
+
+
+def current() -> Settings:
+    """The settings that hold now.
+
+    Raises
+    ------
+    ConfigurationError
+        For a value in the environment or in pyproject.toml that cannot be right; the message
+        names where it comes from.
+    """
+    return _gather(_configured)
+
+
+def configure(**changes: Any) -> Settings:
+    """Change settings for this process. They win over the environment and pyproject.toml.
+
+    Parameters
+    ----------
+    **changes
+        Fields of :class:`Settings`.
+
+    Returns
+    -------
+    Settings
+        The settings that hold now.
+
+    Raises
+    ------
+    ConfigurationError
+        For an unknown setting or a wrong value; then nothing is changed.
+    """
+    global _configured
+    for name, value in changes.items():
+        if name not in _CHECKS:
+            raise unknown_name("Settings", name, _CHECKS)
+        changes[name] = _CHECKS[name](name, value)
+    with _lock:
+        wanted = {**_configured, **changes}
+        settings = _gather(wanted)
+        _configured = wanted
+    return settings
+
+
+def reset() -> None:
+    """Forget what ``configure()`` has changed."""
+    global _configured
+    with _lock:
+        _configured = {}
+
+
+def _gather(configured: Mapping[str, Any]) -> Settings:
+    values = {**_from_file(), **_from_environment()}
+    return Settings(**{**values, **configured})
+
+
+def _from_environment() -> dict[str, Any]:
+    values = {}
+    for variable, (name, read) in _ENVIRONMENT.items():
+        given = os.environ.get(variable)
+        if given:
+            values[name] = _CHECKS[name](variable, read(given))
+    return values
+
+
+def _from_file() -> dict[str, Any]:
+    with contextlib.suppress(OSError):  # no working directory, or one that may not be read
+        here = Path.cwd()
+        for folder in (here, *here.parents):
+            path = folder / "pyproject.toml"
+            if path.is_file():
+                found = path.stat()
+                return _read_file(path, found.st_mtime_ns, found.st_size)
+    return {}
+
+
+@functools.lru_cache(maxsize=8)
+def _read_file(path: Path, mtime_ns: int, size: int) -> dict[str, Any]:  # noqa: ARG001
+    """``[tool.nbinfer]``; time and size are arguments so that a changed file is read again."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{str(path)!r} cannot be read: {error}") from None
+    tool = tables.get("tool", {})
+    given = tool.get("nbinfer", {}) if isinstance(tool, dict) else {}
+    if not isinstance(given, dict):
+        raise ConfigurationError(f"[tool.nbinfer] in {str(path)!r} must be a table")
+    values = {}
+    for key, value in given.items():
+        if key in _OTHER_TABLES:
+            continue
+        name = "memory_budget_bytes" if key == "memory_budget" else key
+        if name not in _CHECKS:
+            raise unknown_name(f"[tool.nbinfer] in {str(path)!r}", key, _CHECKS)
+        values[name] = _CHECKS[name](f"{key} in {str(path)!r}", value)
+    return values

@@ -1,0 +1,23 @@
+"""The cause of a failure, where a library tells it to standard error alone."""
+
+from __future__ import annotations
+
+import os
+import re
+
+# llama.cpp's own form: "0.00.037.022 E llama_model_load: error loading model: ..."
+_ERROR = re.compile(rb"^[\d.]+ E (?:[\w ]+?: )?(.*)$", re.MULTILINE)
+_NOISE = re.compile(rb"failed to load model|exiting due to|failed to read key-value pairs", re.IGNORECASE)
+
+
+def last_error(size=65536):
+    """The first telling error line among the last ``size`` bytes of this process's log."""
+    try:
+        with open("/proc/self/fd/2", "rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - size))
+            text = log.read()
+    except OSError:
+        return None
+    lines = [m.group(1).strip() for m in _ERROR.finditer(text)]
+    telling = [line for line in lines if not _NOISE.search(line)] or lines
+    return telling[0].decode("utf-8", "replace") if telling else None
