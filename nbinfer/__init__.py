@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from .engines.base import InferenceEngine
     from .engines.echo import EchoInferenceEngine
     from .engines.llamacpp import LlamaCppInferenceEngine
-    from .overview import engines
     from .errors import (
         ConfigurationError,
         DownloadError,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
         UnsupportedParameter,
     )
     from .messages import Conversation, ImagePart, Message, Role, TextPart
+    from .overview import engines
     from .residents import shutdown
     from .runstore import last
     from .settings import configure

@@ -48,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="three prompts through the embedded model")
     demo.set_defaults(run=_demo)
 
-    infer = commands.add_parser("infer", help="prompts in, a table or a file out", allow_abbrev=False)
+    infer = commands.add_parser(
+        "infer", help="prompts in, a table or a file out", allow_abbrev=False
+    )
     add = infer.add_argument
     add("prompts", nargs="*", help="prompts; without any, one a line from standard input")
     add("-e", "--engine", help="engine (default llamacpp)")
@@ -58,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-new-tokens", type=int)
     add("--temperature", type=float)
     add("--seed", type=int)
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any GenerationParams field")
+    add(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any GenerationParams field"
+    )
     infer.set_defaults(run=_infer)
 
     doctor = commands.add_parser("doctor", help="what is installed, what works, what to do")

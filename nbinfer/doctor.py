@@ -34,7 +34,11 @@ Check = tuple[bool, str, str]
 def _machine() -> Iterator[Check]:
     facts = machine()
     size = int(str(facts["memory_bytes"])) / 1e9
-    yield True, f"machine: {facts['cpu']}, {facts['cores']} cores, {size:.0f} GB, {facts['system']}", ""
+    yield (
+        True,
+        f"machine: {facts['cpu']}, {facts['cores']} cores, {size:.0f} GB, {facts['system']}",
+        "",
+    )
     budget = settings.current().budget_bytes() / 1e9
     yield True, f"memory budget for resident engines: {budget:.1f} GB", ""
 
@@ -61,7 +65,11 @@ def _engines() -> Iterator[Check]:
         try:
             version = importlib.metadata.version(spec.library)
         except importlib.metadata.PackageNotFoundError:
-            yield False, f"engine {spec.name}: {spec.library} is not installed", f"pip install {spec.library}"
+            yield (
+                False,
+                f"engine {spec.name}: {spec.library} is not installed",
+                f"pip install {spec.library}",
+            )
         else:
             yield True, f"engine {spec.name}: {spec.library} {version} ({spec.summary})", ""
 

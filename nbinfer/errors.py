@@ -6,11 +6,11 @@
      └─ NbinferError
          ├─ ConfigurationError (ValueError)   a name, a type or a value that cannot be right
          │   ├─ UnsupportedParameter          right elsewhere, but not on this engine
-         │   └─ TemplateError                 a {{name}} that nothing fills, an unusable prompt table
+         │   └─ TemplateError                 a {{name}} that nothing fills, a table without prompts
          ├─ ModelNotFound                     no such file, alias or embedded model
          ├─ DownloadError                     a model could not be fetched, checked or stored
          ├─ EngineNotInstalled                the engine's library is in no environment
-         ├─ LoadError                         the library refused the model; the cause is in the text
+         ├─ LoadError                         the library refused the model; the text has the cause
          └─ EngineCrashed                     the engine's process died; finished rows are kept
     KeyboardInterrupt
      └─ RunInterrupted                        the user stopped a run; finished rows are kept

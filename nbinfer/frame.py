@@ -1,13 +1,66 @@
-"""From rows to a DataFrame (stand-in)."""
-from __future__ import annotations
-import math
-from dataclasses import dataclass
-from typing import Any
+"""From rows to a DataFrame: one row per completion, fixed columns, exact dtypes."""
 
-COLUMNS = ("id","prompt","output","finish_reason","prompt_tokens","output_tokens","cached_tokens","queue_s","ttft_s","tpot_s","latency_s","model_memory_bytes","peak_memory_bytes","error","engine","model","run_id")
+from __future__ import annotations
+
+import enum
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["COLUMNS", "OPTIONAL", "Row", "build", "jsonable"]
+
+# Name and dtype, in order. Unknown is NA, never 0: hence the nullable types.
+COLUMNS: Mapping[str, str | None] = {
+    "id": None,
+    "prompt": "str",
+    "output": "str",
+    "finish_reason": "str",
+    "prompt_tokens": "Int64",
+    "output_tokens": "Int64",
+    "cached_tokens": "Int64",
+    "queue_s": "Float64",
+    "ttft_s": "Float64",
+    "tpot_s": "Float64",
+    "latency_s": "Float64",
+    "model_memory_bytes": "Int64",
+    "peak_memory_bytes": "Int64",
+    "error": "str",
+    "engine": "str",
+    "model": "str",
+    "run_id": "str",
+}
+OPTIONAL = ("messages", "logprobs", "parsed")
+# Columns whose value is the run's, the same in each of its rows. They are columns and not
+# only attributes because concat and merge drop a frame's attributes.
+OF_RUN = ("model_memory_bytes", "peak_memory_bytes", "engine", "model", "run_id")
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
 
 @dataclass(slots=True)
 class Row:
+    """One completion.
+
+    Attributes
+    ----------
+    index, sample : int
+        The prompt's position in the run, and which of its ``n`` completions this is.
+    id : object
+        The user's identifier, or the position.
+    finish_reason : str or None
+        ``"stop"``, ``"length"``, ``"cancelled"`` or ``"error"``.
+    queue_s, ttft_s, tpot_s, latency_s : float or None
+        Seconds; see ``nbinfer.worker.scheduler`` for what each is.
+    error : str or None
+        Why there is no answer; never an answer's text.
+    """
+
     index: int
     sample: int = 0
     id: Any = None
@@ -22,32 +75,123 @@ class Row:
     tpot_s: float | None = None
     latency_s: float | None = None
     error: str | None = None
-    messages: list | None = None
-    logprobs: list | None = None
+    messages: list[Any] | None = None
+    logprobs: list[Any] | None = None
     parsed: Any = None
 
-def jsonable(v):
-    if isinstance(v, dict): return {str(k): jsonable(x) for k, x in v.items()}
-    if isinstance(v, (list, tuple)): return [jsonable(x) for x in v]
-    if v is None or isinstance(v, (str, int, bool)): return v
-    if isinstance(v, float): return v if math.isfinite(v) else None
-    return str(v)
 
-def build(rows, facts, *, inputs=None, samples=False, optional=()):
+def jsonable(value: Any) -> Any:
+    """The value in JSON's own types, so that it survives parquet and any export.
+
+    Tuples and sets become lists, keys and what JSON has no type for become text, NaN and the
+    infinities become ``None``.
+    """
+    if isinstance(value, enum.Enum):
+        return jsonable(value.value)
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes | PurePath):
+        return [jsonable(v) for v in value]
+    return str(value)
+
+
+def build(
+    rows: Sequence[Row],
+    facts: Mapping[str, Any],
+    *,
+    inputs: pd.DataFrame | None = None,
+    samples: bool = False,
+    optional: Collection[str] = (),
+) -> pd.DataFrame:
+    """Make the DataFrame of a run.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        In any order; the frame has them by (index, sample).
+    facts : mapping
+        The run's facts. They fill the columns that are the same in each row, and become
+        ``df.attrs["nbinfer"]``.
+    inputs : pandas.DataFrame, optional
+        The user's table, one row per prompt. Its columns come first, unchanged. Its column
+        ``id`` is the rows' id; any other that has the name of one of ours is renamed
+        ``input_<name>``.
+    samples : bool
+        Whether to add the column ``sample``, after ``id``.
+    optional : collection of str
+        Of ``"messages"``, ``"logprobs"``, ``"parsed"``: which to add at the end.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``len(rows)`` rows; columns and dtypes as in ``COLUMNS``.
+    """
     import pandas as pd
-    rows = sorted(rows, key=lambda r: (r.index, r.sample))
-    d = {}
+
+    ordered = sorted(rows, key=lambda row: (row.index, row.sample))
+    columns: dict[str, pd.Series[Any]] = {}
     if inputs is not None:
-        for c in inputs.columns: d[c] = inputs[c].iloc[[r.index for r in rows]].reset_index(drop=True)
-    for c in COLUMNS:
-        if c in d: continue
-        if c in ("engine","model","run_id"): d[c] = pd.Series([facts.get(c)]*len(rows), dtype="str")
-        elif c in ("model_memory_bytes","peak_memory_bytes"): d[c]=pd.Series([facts.get(c)]*len(rows), dtype="Int64")
-        else:
-            v=[getattr(r,c) for r in rows]
-            k = "Int64" if c.endswith("_tokens") else "Float64" if c.endswith("_s") else None if c=="id" else "str"
-            if k=="str": v=[x.encode("utf-8","replace").decode() if isinstance(x,str) else x for x in v]
-            d[c]=pd.Series(v, dtype=k)
-        if c=="id" and samples: d["sample"]=pd.Series([r.sample for r in rows], dtype="int64")
-    for c in optional: d[c]=pd.Series([getattr(r,c) for r in rows], dtype=object)
-    f = pd.DataFrame(d); f.attrs["nbinfer"]=jsonable(facts); return f
+        columns.update(_inputs(inputs, [row.index for row in ordered], samples, optional))
+    for name, dtype in COLUMNS.items():
+        if name != "id" or "id" not in columns:
+            columns[name] = _column(name, dtype, ordered, facts)
+        if name == "id" and samples:
+            columns["sample"] = pd.Series([row.sample for row in ordered], dtype="int64")
+    for name in OPTIONAL:
+        if name in optional:
+            columns[name] = pd.Series([getattr(row, name) for row in ordered], dtype=object)
+    frame = pd.DataFrame(columns)
+    frame.attrs["nbinfer"] = jsonable(facts)
+    return frame
+
+
+def _inputs(
+    inputs: pd.DataFrame, positions: list[int], samples: bool, optional: Collection[str]
+) -> dict[str, pd.Series[Any]]:
+    ours = {*COLUMNS, *optional, *(("sample",) if samples else ())} - {"id"}
+    repeated = inputs.iloc[positions].reset_index(drop=True)
+    taken = {*ours, *inputs.columns}
+    columns: dict[str, pd.Series[Any]] = {}
+    for place, name in enumerate(inputs.columns):
+        new = name
+        if name in ours or name in columns:
+            new = f"input_{name}"
+            while new in taken:
+                new = f"input_{new}"
+            taken.add(new)
+        columns[new] = repeated.iloc[:, place]
+    return columns
+
+
+def _column(
+    name: str, dtype: str | None, rows: Sequence[Row], facts: Mapping[str, Any]
+) -> pd.Series[Any]:
+    import pandas as pd
+
+    if name in OF_RUN:
+        return pd.Series([facts.get(name)] * len(rows), dtype=dtype)
+    values = [getattr(row, name) for row in rows]
+    if dtype is None:
+        dtype = _dtype_of_ids(values)
+    if dtype == "str":
+        values = [_encodable(value) for value in values]
+    elif dtype == "Float64":
+        values = [None if v is None or v != v else v for v in values]
+    return pd.Series(values, dtype=dtype)
+
+
+def _dtype_of_ids(values: Sequence[Any]) -> str:
+    if all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        return "int64"
+    return "str" if all(isinstance(v, str) for v in values) else "object"
+
+
+def _encodable(value: str | None) -> str | None:
+    """Text that Arrow can hold: a lone surrogate is no character, and shows as U+FFFD."""
+    if value is None or value.isascii():
+        return value
+    return _SURROGATES.sub("\ufffd", value)

@@ -15,16 +15,13 @@ from .errors import ConfigurationError
 __all__ = ["Conversation", "ImagePart", "Message", "Role", "TextPart"]
 
 
-class Role(str, enum.Enum):
+class Role(enum.StrEnum):
     """Who speaks. The values are those of chat templates and of OpenAI's API."""
 
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
     TOOL = "tool"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,9 @@ class Message:
 
     def to_dict(self) -> dict[str, Any]:
         """The message as chat templates and OpenAI-compatible servers take it."""
-        content = self.content if isinstance(self.content, str) else [p.to_dict() for p in self.content]
+        content = (
+            self.content if isinstance(self.content, str) else [p.to_dict() for p in self.content]
+        )
         return {"role": self.role.value, "content": content}
 
     @classmethod

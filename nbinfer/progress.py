@@ -24,7 +24,7 @@ REDRAW_S = 0.2
 class Reporter(AbstractContextManager["Reporter"], Protocol):
     """Anything that is called with records, between ``__enter__`` and ``__exit__``."""
 
-    def __call__(self, record: Record) -> None: ...
+    def __call__(self, record: Record, /) -> None: ...
 
 
 class Silent:
@@ -41,7 +41,7 @@ class Silent:
     ) -> None:
         return None
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: Record, /) -> None:  # noqa: ARG002
         return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -146,7 +147,7 @@ def _is_frame(value: Any) -> bool:
     return pandas is not None and isinstance(value, pandas.DataFrame)
 
 
-def _listed(prompts: Prompts) -> Sequence[Any]:
+def _listed(prompts: Any) -> Sequence[Any]:
     if isinstance(prompts, str | Conversation):
         return [prompts]
     if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
@@ -166,6 +167,7 @@ def _is_message(value: Any) -> bool:
 def _from_frame(
     frame: pd.DataFrame, template: str | None, variables: Mapping[str, Any]
 ) -> Iterator[tuple[Any, Any]]:
+    fallback = dict(variables)
     ids = frame["id"].tolist() if "id" in frame.columns else range(len(frame))
     if template is None:
         if "prompt" not in frame.columns:
@@ -177,12 +179,13 @@ def _from_frame(
         yield from zip(ids, frame["prompt"].tolist(), strict=True)
         return
     names = [name for name in placeholders(template) if name in frame.columns]
-    columns = [frame[name].tolist() for name in names]
-    rows = zip(*columns, strict=True) if names else (() for _ in range(len(frame)))
+    values = [frame[name].tolist() for name in names]
+    rows: Iterable[Any] = zip(*values, strict=True) if names else (() for _ in range(len(frame)))
     # A table without rows must still say that its template is wrong.
-    fill(template, {**variables, **dict.fromkeys(frame.columns)})
-    for identity, values in zip(ids, rows, strict=True):
-        yield identity, fill(template, {**variables, **dict(zip(names, values, strict=True))})
+    fill(template, ChainMap(dict.fromkeys(frame.columns), fallback))
+    for identity, row in zip(ids, rows, strict=True):
+        # A chain and not a merged dictionary: a notebook may have thousands of variables.
+        yield identity, fill(template, ChainMap(dict(zip(names, row, strict=True)), fallback))
 
 
 def _prompt(identity: Any, value: Any, system: str | None, raw: bool) -> Prompt:
@@ -198,7 +201,8 @@ def _prompt(identity: Any, value: Any, system: str | None, raw: bool) -> Prompt:
         conversation = Conversation(value)
     else:
         raise ConfigurationError(
-            f"prompt {identity!r} is {type(value).__name__}, not text or a conversation: {value!r:.80}"
+            f"prompt {identity!r} is {type(value).__name__}, not text or a conversation: "
+            f"{value!r:.80}"
         )
     if raw:
         return Prompt(identity, conversation.last_text)

@@ -148,7 +148,9 @@ class Pool:
                 resident = Resident(plan)
                 self._residents[plan.key] = resident
                 name = f"nbinfer-load-{plan.engine}"
-                threading.Thread(target=self._load, args=(resident,), name=name, daemon=True).start()
+                threading.Thread(
+                    target=self._load, args=(resident,), name=name, daemon=True
+                ).start()
             resident._waiting.append(listener)
             listener({"ev": "stage", "text": resident.stage})
             return resident

@@ -312,9 +312,7 @@ class LocalRun:
             self._settled[number] = 1
             self._done += 1
         self.done_at = time.monotonic()
-        row = Row(
-            index=request.index, sample=request.sample, id=request.id, prompt=request.prompt
-        )
+        row = Row(index=request.index, sample=request.sample, id=request.id, prompt=request.prompt)
         row.messages = request.body.get("messages")
         for name, value in values.items():
             setattr(row, name, value)

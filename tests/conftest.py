@@ -37,7 +37,7 @@ def descriptors() -> set[str]:
     found = set()
     for fd in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            target = os.readlink(fd)
+            target = str(fd.readlink())
             if target.startswith("pipe:") or "nbinfer" in target:
                 found.add(f"{fd.name} {target}")
     return found

@@ -286,7 +286,9 @@ class InferenceEngine(abc.ABC):
             self._refuse(name, changed[name], of="generation")
         guided = params.guided_decoding
         if guided is not None:
-            (kind,) = (k for k in ("json", "regex", "choice", "grammar") if getattr(guided, k) is not None)
+            (kind,) = (
+                k for k in ("json", "regex", "choice", "grammar") if getattr(guided, k) is not None
+            )
             if kind not in self.capabilities.guided_decoding:
                 self._refuse(kind, getattr(guided, kind), of="guided_decoding")
 
@@ -369,7 +371,8 @@ class InferenceEngine(abc.ABC):
             "model_params": self.model_params.to_dict(),
             "machine": machine(),
         }
-        return frames.jsonable({**facts, **own})
+        merged: dict[str, Any] = frames.jsonable({**facts, **own})
+        return merged
 
 
 class TextStream:
@@ -458,7 +461,9 @@ def _raise_outcome(outcome: Outcome, result: pd.DataFrame, rows: Sequence[frames
 
 def _optional_columns(prompts: Sequence[Prompt], params: GenerationParams) -> list[str]:
     columns = []
-    if any(not isinstance(p.conversation, str) and len(p.conversation.messages) > 1 for p in prompts):
+    if any(
+        not isinstance(p.conversation, str) and len(p.conversation.messages) > 1 for p in prompts
+    ):
         columns.append("messages")
     if params.logprobs is not None:
         columns.append("logprobs")

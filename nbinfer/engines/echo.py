@@ -16,6 +16,6 @@ class EchoInferenceEngine(LocalEngine):
     name = "echo"
     backend = "echo"
 
-    def _prepare(self, progress: Callable[[str], None]) -> tuple[dict[str, Any], int]:
+    def _prepare(self, _progress: Callable[[str], None]) -> tuple[dict[str, Any], int]:
         options = dict(self.model_params.model_kwargs)
         return {"options": options}, 20_000_000 + int(options.get("memory_bytes", 0))

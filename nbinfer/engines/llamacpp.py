@@ -37,7 +37,15 @@ OPTIONS: Mapping[str, tuple[type, ...]] = {
     "rope_freq_base": (float, int),
     "rope_freq_scale": (float, int),
 }
-AT_LEAST_ONE = {"n_ctx", "n_threads", "n_threads_batch", "n_batch", "n_ubatch", "n_parallel", "kv_tokens"}
+AT_LEAST_ONE = {
+    "n_ctx",
+    "n_threads",
+    "n_threads_batch",
+    "n_batch",
+    "n_ubatch",
+    "n_parallel",
+    "kv_tokens",
+}
 CACHE_TYPES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 
 DEFAULT_CONTEXT = 4096
@@ -144,7 +152,7 @@ class LlamaCppInferenceEngine(LocalEngine):
         }
         return message, model.size_bytes + kv_tokens * per_token + OVERHEAD_BYTES
 
-    def _context(self, options: Mapping[str, Any], header: Mapping[str, Any]) -> int:
+    def _context(self, options: Mapping[str, Any], header: dict[str, Any]) -> int:
         asked = options.get("n_ctx") or self.model_params.model_max_length
         if asked:
             return int(asked)
@@ -161,7 +169,7 @@ def _header(model: models.ResolvedModel) -> dict[str, Any]:
         raise LoadError(f"{str(model.path)!r} cannot be read: {error.strerror}") from None
 
 
-def _cache_bytes(header: Mapping[str, Any], options: Mapping[str, Any]) -> int:
+def _cache_bytes(header: dict[str, Any], options: Mapping[str, Any]) -> int:
     """Bytes of KV cache for one token, for the cache types asked."""
     f16 = gguf.kv_bytes_per_token(header) or 131_072  # of an 8B model with GQA, where unknown
     width = sum(CACHE_TYPES[options.get(k, "f16")] for k in ("cache_type_k", "cache_type_v"))
@@ -206,7 +214,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise ConfigurationError(
                 f"model_kwargs[{name!r}] must be {expected}, not {value!r:.80}"
             )
-        if name in AT_LEAST_ONE and value < 1:
+        if name in AT_LEAST_ONE and isinstance(value, int) and value < 1:
             raise ConfigurationError(f"model_kwargs[{name!r}] must be at least 1, not {value!r}")
         if name in ("cache_type_k", "cache_type_v") and value not in CACHE_TYPES:
             raise ConfigurationError(

@@ -33,7 +33,7 @@ class Capabilities:
     guided_decoding : frozenset of str
         ``"json"``, ``"regex"``, ``"choice"``, ``"grammar"``.
     features : frozenset of str
-        ``"streaming"``, ``"continuous_batching"``, ``"prefix_caching"``, ``"vision"``, ``"cpu"`` ...
+        ``"streaming"``, ``"continuous_batching"``, ``"prefix_caching"``, ``"vision"``, ...
     """
 
     generation: frozenset[str] = COMMON
@@ -88,7 +88,14 @@ _SPECS = {
                 ),
                 guided_decoding=frozenset({"json", "choice", "grammar"}),
                 features=frozenset(
-                    {"streaming", "continuous_batching", "prefix_caching", "cpu", "gguf", "adapters"}
+                    {
+                        "streaming",
+                        "continuous_batching",
+                        "prefix_caching",
+                        "cpu",
+                        "gguf",
+                        "adapters",
+                    }
                 ),
             ),
         ),

@@ -24,7 +24,10 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigurationError(f"{self.prog}: {message}", hint=f"{self.prog.lstrip('%')}? lists all: %{self.prog.lstrip('%')}?")
+        raise ConfigurationError(
+            f"{self.prog}: {message}",
+            hint=f"{self.prog.lstrip('%')}? lists all: %{self.prog.lstrip('%')}?",
+        )
 
     def parse_line(self, line: str) -> argparse.Namespace:
         """Parse a line as a shell would split it."""
@@ -51,9 +54,21 @@ def infer_parser() -> Parser:
         ),
     )
     add = parser.add_argument
-    add("-e", "--engine", metavar="NAME", help="engine (default: the one last chosen by %%engine use)")
+    add(
+        "-e",
+        "--engine",
+        metavar="NAME",
+        help="engine (default: the one last chosen by %%engine use)",
+    )
     add("-m", "--model", metavar="MODEL", help="embedded name or path of a .gguf file")
-    add("-k", "--kwarg", metavar="KEY=VALUE", action="append", default=[], help="how to load the model: one of the engine's model_kwargs, such as n_ctx=8192")
+    add(
+        "-k",
+        "--kwarg",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="how to load the model: one of the engine's model_kwargs, such as n_ctx=8192",
+    )
     add("-o", "--out", metavar="NAME", help="assign the DataFrame to a variable and show nothing")
     add("--show", action="store_true", help="with -o: show it too")
     add("--data", metavar="NAME", help="a DataFrame of the notebook; {{column}} is filled per row")
@@ -64,15 +79,31 @@ def infer_parser() -> Parser:
     add("--top-p", metavar="P", type=float, help="nucleus sampling")
     add("--seed", metavar="S", type=int, help="makes sampling repeatable")
     add("-n", metavar="N", type=int, help="completions for each prompt")
-    add("--schema", metavar="NAME", help="a JSON Schema (dict or text) or pydantic model of the notebook; fills the column 'parsed'")
+    add(
+        "--schema",
+        metavar="NAME",
+        help="a JSON Schema or pydantic model of the notebook; fills the column 'parsed'",
+    )
     add("--adapter", metavar="PATH", help="a LoRA adapter, loaded with the model")
-    add("--image", metavar="NAME|PATH", help="an image for the prompt, where the engine reads images")
-    add("--set", metavar="KEY=VALUE", action="append", default=[], help="any other field of GenerationParams")
+    add(
+        "--image",
+        metavar="NAME|PATH",
+        help="an image for the prompt, where the engine reads images",
+    )
+    add(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="any other field of GenerationParams",
+    )
     add("--batch-size", metavar="N", type=int, help="at most so many rows in the engine at once")
     add("--no-wait", action="store_true", help="do not wait while another engine computes")
     add("--no-stream", action="store_true", help="do not print a single answer as it is made")
     add("--raw", action="store_true", help="no chat template, for base models")
-    add("--sep", metavar="TEXT", default="---", help="the line that separates prompts (default ---)")
+    add(
+        "--sep", metavar="TEXT", default="---", help="the line that separates prompts (default ---)"
+    )
     return parser
 
 
@@ -81,15 +112,23 @@ def engine_parser() -> Parser:
     parser = Parser(
         prog="%engine",
         description=(
-            "Without a word: what is resident. use: choose what a plain %%infer uses. load, unload,\n"
-            "restart: as they say; unload without a name unloads everything. logs: the engine's own output."
+            "Without a word: what is resident. use: choose what a plain %%infer uses.\n"
+            "load, unload, restart: as they say; unload without a name unloads everything.\n"
+            "logs: the engine's own output."
         ),
     )
     add = parser.add_argument
     add("action", nargs="?", choices=("use", "load", "unload", "restart", "logs"))
     add("name", nargs="?", metavar="NAME", help="engine (default: the one last chosen)")
     add("-m", "--model", metavar="MODEL", help="embedded name or path of a .gguf file")
-    add("-k", "--kwarg", metavar="KEY=VALUE", action="append", default=[], help="one of the engine's model_kwargs, such as n_ctx=8192")
+    add(
+        "-k",
+        "--kwarg",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="one of the engine's model_kwargs, such as n_ctx=8192",
+    )
     add("--lines", metavar="N", type=int, default=20, help="of the log (default 20)")
     return parser
 

@@ -49,7 +49,7 @@ def candidates(text: str, namespace: dict[str, Any]) -> list[str] | None:
 
 
 def _options(parser: Parser) -> list[str]:
-    return sorted(o for o in parser._option_string_actions if o.startswith("--")) + ["-e", "-m", "-o", "-n", "-k"]
+    return sorted(parser._option_string_actions, key=lambda o: o.replace("--", ""))
 
 
 def _values(option: str, namespace: dict[str, Any]) -> list[str]:
@@ -64,7 +64,9 @@ def _values(option: str, namespace: dict[str, Any]) -> list[str]:
     if option == "--data":
         pandas = sys.modules.get("pandas")
         frame = getattr(pandas, "DataFrame", ())
-        return sorted(n for n, v in namespace.items() if isinstance(v, frame) and not n.startswith("_"))
+        return sorted(
+            n for n, v in namespace.items() if isinstance(v, frame) and not n.startswith("_")
+        )
     if option == "--schema":
         return sorted(
             n

@@ -19,7 +19,6 @@ from ..messages import Conversation, ImagePart, Message, Role, TextPart
 from ..progress import in_kernel
 from ..prompts import fill
 from ..residents import Resident, pool
-from ..runstore import last
 from .arguments import engine_parser, infer_parser, split_line
 from .display import visible
 from .status import CellStream
@@ -129,7 +128,9 @@ class NbinferMagics(Magics):  # type: ignore[misc]
     def _prompts(self, options: argparse.Namespace, body: str) -> list[Any]:
         texts = _split(body, options.sep)
         if not texts:
-            raise ConfigurationError("the cell has no prompt", hint="write it below the %%infer line")
+            raise ConfigurationError(
+                "the cell has no prompt", hint="write it below the %%infer line"
+            )
         if options.data is not None:
             if len(texts) > 1:
                 raise ConfigurationError(
@@ -195,7 +196,8 @@ class NbinferMagics(Magics):  # type: ignore[misc]
         chosen = selection.for_engine(options.name, options.model, _settings(options.kwarg))
         engine = registry.engine_class(chosen.engine)(chosen.model).load()
         memory = engine.memory()["memory_bytes"] or 0
-        print(f"{chosen.engine} · {visible(chosen.model.model_name)} is loaded: {memory / 1e6:,.0f} MB")
+        name = visible(chosen.model.model_name)
+        print(f"{chosen.engine} · {name} is loaded: {memory / 1e6:,.0f} MB")
 
     def _engine_unload(self, options: argparse.Namespace) -> None:
         found = self._residents(options, all_without_name=True)
@@ -258,8 +260,3 @@ def _with_adapter(model: ModelParams, name: str, path: str) -> ModelParams:
 
     adapters: Mapping[str, str] = {**(model.adapters or {}), name: path}
     return dataclasses.replace(model, adapters=adapters)
-
-
-def last_frame() -> pd.DataFrame | None:
-    """The last run's rows."""
-    return last()

@@ -35,7 +35,10 @@ class NotebookStatus(StatusLine):
             self._handle = display({}, raw=True, display_id=True)
         shown = visible(text)
         style = "opacity:.7;font-family:var(--jp-code-font-family,monospace);font-size:90%"
-        bundle = {"text/plain": shown, "text/html": f'<div style="{style}">{html.escape(shown)}</div>'}
+        bundle = {
+            "text/plain": shown,
+            "text/html": f'<div style="{style}">{html.escape(shown)}</div>',
+        }
         self._handle.update(bundle, raw=True)
 
     def __exit__(

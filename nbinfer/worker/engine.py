@@ -101,7 +101,7 @@ class Engine:
         elif op == "close":
             self._close()
         else:
-            raise protocol.ProtocolError("unknown op %r" % (op,))
+            raise protocol.ProtocolError(f"unknown op {op!r}")
 
     def _load(self, message):
         def stage(text):
@@ -131,7 +131,7 @@ class Engine:
             method = self._backend.methods[message["method"]]
             answer["value"] = method(**message.get("arguments", {}))
         except Exception as error:
-            answer["error"] = "%s: %s" % (type(error).__name__, error)
+            answer["error"] = f"{type(error).__name__}: {error}"
         self._outbox.post(answer)
 
     def _close(self):

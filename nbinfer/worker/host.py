@@ -49,7 +49,7 @@ def _spawn(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
     with _spawner_lock:
         if _spawner is None:
             _spawner = ThreadPoolExecutor(1, thread_name_prefix="nbinfer-spawner")
-        return _spawner.submit(subprocess.Popen, arguments, **options).result()
+        return _spawner.submit(lambda: subprocess.Popen[bytes](arguments, **options)).result()
 
 
 def stop_spawner() -> None:
@@ -131,7 +131,7 @@ class Worker:
                 stderr=descriptor,
                 start_new_session=True,
                 env={**os.environ, **(environment or {})},
-                cwd=os.path.abspath(os.sep),  # never import what lies in the notebook's folder
+                cwd=os.sep,  # never import what lies in the notebook's folder
             )
         finally:
             os.close(descriptor)

@@ -36,8 +36,11 @@ A request: ``row`` (an integer, the run's own), ``messages`` or ``prompt``, ``pa
 (what the backend's whitelist lets through), ``stream`` (whether deltas are wanted).
 """
 
+from __future__ import annotations
+
 import json
 import struct
+from typing import IO, Any
 
 PROTOCOL = 1
 _LENGTH = struct.Struct(">I")
@@ -56,15 +59,15 @@ class ProtocolError(ValueError):
     """What arrived is no message."""
 
 
-def pack(message):
+def pack(message: dict[str, Any]) -> bytes:
     """Encode one message as bytes, length first."""
     body = _encode(message).encode("ascii")
     if len(body) > MAX_FRAME:
-        raise ProtocolError("a message of %d bytes is over the limit of %d" % (len(body), MAX_FRAME))
+        raise ProtocolError(f"a message of {len(body)} bytes is over the limit of {MAX_FRAME}")
     return _LENGTH.pack(len(body)) + body
 
 
-def read(stream):
+def read(stream: IO[bytes]) -> dict[str, Any]:
     """Read one message from a buffered binary stream.
 
     Raises
@@ -79,7 +82,7 @@ def read(stream):
         raise StreamClosed
     (size,) = _LENGTH.unpack(head)
     if size > MAX_FRAME:
-        raise ProtocolError("a frame of %d bytes" % size)
+        raise ProtocolError(f"a frame of {size} bytes")
     body = stream.read(size)
     if len(body) < size:
         raise StreamClosed
@@ -88,5 +91,5 @@ def read(stream):
     except ValueError as error:
         raise ProtocolError(str(error)) from None
     if not isinstance(message, dict):
-        raise ProtocolError("a message must be an object, not %s" % type(message).__name__)
+        raise ProtocolError(f"a message must be an object, not {type(message).__name__}")
     return message

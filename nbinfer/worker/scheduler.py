@@ -160,7 +160,7 @@ class Scheduler:
         self._runs = collections.OrderedDict()
         self._batch = getattr(backend, "batch", 1)
         for number in range(backend.slots):
-            thread = threading.Thread(target=self._serve, name="slot-%d" % number, daemon=True)
+            thread = threading.Thread(target=self._serve, name=f"slot-{number}", daemon=True)
             thread.start()
 
     def begin(self, name):
@@ -224,7 +224,7 @@ class Scheduler:
             try:
                 self.backend.generate(requests, self._emit, lambda r: r.run.cancelled)
             except Exception as error:  # a row's failure must not end the slot
-                problem = "%s: %s" % (type(error).__name__, error)
+                problem = f"{type(error).__name__}: {error}"
             for request in requests:
                 if not request.done and request.run.cancelled:
                     self._emit.finished(request, "cancelled")

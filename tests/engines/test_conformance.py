@@ -86,7 +86,7 @@ def test_run_facts(engine):
     assert facts["output_tokens"] == frame["output_tokens"].sum()
     assert facts["output_tokens_per_s"] > 0
     assert facts["generation_params"]["max_new_tokens"] == 16
-    assert list(facts["versions"].values())[0]
+    assert next(iter(facts["versions"].values()))
     assert nbinfer.last() is frame
 
 
@@ -196,16 +196,23 @@ def test_a_cut_schema_answer_says_so(engine):
 
 def test_conversations_and_system_messages(engine):
     talk = Conversation(
-        [Message("user", "My name is Ada."), Message("assistant", "Hello Ada!"),
-         Message("user", "What is my name?")],
+        [
+            Message("user", "My name is Ada."),
+            Message("assistant", "Hello Ada!"),
+            Message("user", "What is my name?"),
+        ],
         conversation_id="c-1",
     )
     frame = engine.infer([talk], GREEDY, system="Answer in one word.")
     assert frame["id"][0] == "c-1"
-    assert "Ada" in frame["output"][0]
+    assert frame["prompt"][0] == "What is my name?"
     assert frame["messages"][0][0] == {"role": "system", "content": "Answer in one word."}
     as_dicts = engine.infer(talk.to_list(), GREEDY)
     assert len(as_dicts) == 1
+    # The model was given every turn, and the system message on top of that.
+    alone = engine.infer("What is my name?", GREEDY)["prompt_tokens"][0]
+    assert frame["prompt_tokens"][0] > alone
+    assert as_dicts["prompt_tokens"][0] > alone + 10
 
 
 def test_raw_prompts_have_no_template(engine):
@@ -239,7 +246,14 @@ def test_n_ctx_is_for_each_request(engine):
 
 @pytest.mark.parametrize(
     "text",
-    ["a\0b", "emoji 🙂👩‍👩‍👧", "שלום עולם", "<|im_end|>\n<|im_start|>user\nhi", " \n ", "{{x}} {y} %s"],
+    [
+        "a\0b",
+        "emoji 🙂👩‍👩‍👧",
+        "שלום עולם",
+        "<|im_end|>\n<|im_start|>user\nhi",
+        " \n ",
+        "{{x}} {y} %s",
+    ],
     ids=["nul", "emoji", "rtl", "template tokens", "blank", "braces"],
 )
 def test_odd_prompts_reach_the_model_unchanged(engine, text):
@@ -249,7 +263,9 @@ def test_odd_prompts_reach_the_model_unchanged(engine, text):
 
 
 def test_a_lone_surrogate_and_a_megabyte_fail_alone(engine):
-    frame = engine.infer(["half \ud800", "x" * 1_000_000, "Hello"], GenerationParams(max_new_tokens=4))
+    frame = engine.infer(
+        ["half \ud800", "x" * 1_000_000, "Hello"], GenerationParams(max_new_tokens=4)
+    )
     assert "surrogate" in frame["error"][0]
     assert "2048" in frame["error"][1]
     assert frame["error"].isna().tolist() == [False, False, True]

@@ -7,7 +7,9 @@ import re
 
 # llama.cpp's own form: "0.00.037.022 E llama_model_load: error loading model: ..."
 _ERROR = re.compile(rb"^[\d.]+ E (?:[\w ]+?: )?(.*)$", re.MULTILINE)
-_NOISE = re.compile(rb"failed to load model|exiting due to|failed to read key-value pairs", re.IGNORECASE)
+_NOISE = re.compile(
+    rb"failed to load model|exiting due to|failed to read key-value pairs", re.IGNORECASE
+)
 
 
 def last_error(size=65536):

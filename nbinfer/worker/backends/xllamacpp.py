@@ -25,9 +25,9 @@ import sys
 import tempfile
 import threading
 
-from nbinfer.worker.backends._logtail import last_error
-
 import xllamacpp
+
+from nbinfer.worker.backends._logtail import last_error
 
 CACHE_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 
@@ -82,7 +82,7 @@ class Backend:
         folder = tempfile.mkdtemp(prefix="nbinfer-")  # 0700 by definition
         params.hostnames = [os.path.join(folder, "s.sock")]
         params.api_keys = [secrets.token_hex(16)]
-        stage("reading %s" % os.path.basename(model["path"]))
+        stage("reading {}".format(os.path.basename(model["path"])))
         try:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
@@ -100,8 +100,8 @@ class Backend:
         }
         if options.get("n_gpu_layers", 0) and not devices:
             report["warning"] = (
-                "n_gpu_layers=%r, but this build of llama.cpp sees no accelerator: "
-                "everything runs on the CPU" % options["n_gpu_layers"]
+                "n_gpu_layers={!r}, but this build of llama.cpp sees no accelerator: "
+                "everything runs on the CPU".format(options["n_gpu_layers"])
             )
         return report
 
@@ -268,7 +268,7 @@ class Answer:
         try:
             return self._chunk(chunk)
         except Exception as error:
-            self._error = "%s: %s" % (type(error).__name__, error)
+            self._error = f"{type(error).__name__}: {error}"
             return True
 
     def _chunk(self, chunk):
@@ -356,8 +356,8 @@ def describe(error):
         return str(error)
     if error.get("type") == "exceed_context_size_error":
         return (
-            "the prompt has %(n_prompt_tokens)s tokens and the context is %(n_ctx)s: shorten it, "
-            'or load the model with a larger model_kwargs={"n_ctx": ...}' % error
+            "the prompt has {n_prompt_tokens} tokens and the context is {n_ctx}: shorten it, "
+            'or load the model with a larger model_kwargs={{"n_ctx": ...}}'.format(**error)
         )
     return error.get("message") or str(error)
 

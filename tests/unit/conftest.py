@@ -1,0 +1,88 @@
+"""What the unit tests share: echo engines, interrupts on time, a shell with the magics."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbinfer import EchoInferenceEngine, ModelParams
+from nbinfer.residents import pool
+
+from ..shell import TestingShell
+
+
+def echo(name: str = "echo", **options: Any) -> EchoInferenceEngine:
+    """An echo engine; ``options`` are its load parameters."""
+    return EchoInferenceEngine(ModelParams(name, model_kwargs=options))
+
+
+def pid_of(engine: EchoInferenceEngine) -> int:
+    """The process of a resident engine."""
+    resident = engine.resident
+    assert resident is not None
+    assert resident.worker is not None
+    return resident.worker.pid
+
+
+def gone(pid: int) -> bool:
+    """Whether no process of this number is left, not even a zombie."""
+    return not Path(f"/proc/{pid}").exists()
+
+
+@contextmanager
+def interrupts_at(*seconds: float) -> Iterator[None]:
+    """SIGINT to this process, as Jupyter's stop button sends it, after so many seconds."""
+    timers = [threading.Timer(s, os.kill, (os.getpid(), signal.SIGINT)) for s in seconds]
+    for timer in timers:
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+            timer.join()
+
+
+@contextmanager
+def interrupt_when(true: Any) -> Iterator[None]:
+    """SIGINT to this process as soon as ``true()`` is."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.005):
+            if true():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def busy(engine: EchoInferenceEngine) -> bool:
+    """Whether a run is under way on an engine."""
+    return any(r.busy for r in pool.residents() if r.plan.key == engine.plan().key)
+
+
+@pytest.fixture
+def shell(clean: None) -> Iterator[TestingShell]:
+    """A fresh shell with ``%load_ext nbinfer``; afterwards it is as it was."""
+    made = TestingShell()
+    made.cell("%load_ext nbinfer")
+    yield made
+    if "nbinfer" in made.extension_manager.loaded:
+        made.cell("%unload_ext nbinfer")
+    made.reset(new_session=False)
+    made.history_manager.end_session()
+    made.atexit_operations()
