@@ -347,9 +347,10 @@ def install_formatters(ip: Any) -> None:
     uninstall_formatters(ip)
     for mime, kind in FORMATTERS:
         formatter = ip.display_formatter.formatters[mime]
-        for module in MODULES:
-            key = (module, "DataFrame")
-            before = formatter.deferred_printers.get(key) or _resolved(formatter, module)
+        for known in [k for k in formatter.type_printers if _is_frame_class(k)]:
+            formatter.for_type(known, kind(formatter.type_printers[known]))
+        for module in MODULES:  # by name, so that pandas need not be imported yet
+            before = formatter.deferred_printers.get((module, "DataFrame"))
             formatter.for_type_by_name(module, "DataFrame", kind(before))
 
 
@@ -366,9 +367,5 @@ def uninstall_formatters(ip: Any) -> None:
                         printers[key] = value.before
 
 
-def _resolved(formatter: Any, module: str) -> Any:
-    """A formatter that somebody registered for the class itself."""
-    for kind, function in formatter.type_printers.items():
-        if kind.__module__ == module and kind.__name__ == "DataFrame":
-            return function
-    return None
+def _is_frame_class(kind: type) -> bool:
+    return kind.__name__ == "DataFrame" and kind.__module__ in MODULES

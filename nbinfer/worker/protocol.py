@@ -88,7 +88,7 @@ def read(stream: IO[bytes]) -> dict[str, Any]:
         raise StreamClosed
     try:
         message = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError(str(error)) from None
     if not isinstance(message, dict):
         raise ProtocolError(f"a message must be an object, not {type(message).__name__}")

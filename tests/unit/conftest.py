@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
@@ -78,11 +79,13 @@ def busy(engine: EchoInferenceEngine) -> bool:
 @pytest.fixture
 def shell(clean: None) -> Iterator[TestingShell]:
     """A fresh shell with ``%load_ext nbinfer``; afterwards it is as it was."""
-    made = TestingShell()
+    # The one instance: IPython's display() shows nothing without one.
+    made = TestingShell.instance()
     made.cell("%load_ext nbinfer")
     yield made
     if "nbinfer" in made.extension_manager.loaded:
         made.cell("%unload_ext nbinfer")
-    made.reset(new_session=False)
-    made.history_manager.end_session()
+    atexit.unregister(made.atexit_operations)
     made.atexit_operations()
+    made.history_manager.end_session()
+    TestingShell.clear_instance()
