@@ -194,7 +194,6 @@ def test_extra_methods_answer_or_say_why_not(clean):
     worker = engine.resident.worker
     where = ask(worker, "where")["value"]
     assert where["pid"] == worker.pid
-    assert str(PACKAGE.parent) not in where["path"]
     assert str(PACKAGE / "worker") not in where["path"]
     assert "KeyError" in ask(worker, "nothing")["error"]
 
@@ -257,9 +256,15 @@ def test_one_that_closes_in_a_hang_is_killed(clean):
     engine = echo(ignore_cancel=True)
     engine.load()
     pid = pid_of(engine)
-    stream = threading.Thread(
-        target=lambda: pytest.raises(nbinfer.EngineCrashed, engine.infer, "!hang")
-    )
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            engine.infer("!hang")
+        except nbinfer.EngineCrashed as error:
+            errors.append(error)
+
+    stream = threading.Thread(target=run)
     stream.start()
     assert eventually(lambda: engine.resident.busy)
     started = time.monotonic()
@@ -267,7 +272,7 @@ def test_one_that_closes_in_a_hang_is_killed(clean):
     assert time.monotonic() - started < 5
     assert gone(pid)
     stream.join(10)
-    assert not stream.is_alive()
+    assert len(errors) == 1
 
 
 # --------------------------------------------------------------------- how it ends
@@ -318,7 +323,8 @@ def test_a_load_that_fails_ends_it_and_says_why():
     wire.send({"op": "load", "model": {"options": {"load_fails": "no such tensor"}}})
     refused = wire.next("refused")
     assert refused == {"ev": "refused", "message": "no such tensor", "kind": "load"}
-    assert wire.end() == 2
+    assert wire.process.wait(10) == 2
+    wire.end()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
@@ -351,20 +357,21 @@ def test_a_kernel_that_exits_leaves_nothing():
     assert done.stderr == ""
 
 
+@pytest.mark.skipif(not Path("/bin/sh").exists(), reason="needs a shell")
 def test_its_children_end_with_it(clean, tmp_path):
     """What an engine started in the worker's session does not outlive it."""
-    engine = echo().load()
-    pid = pid_of(engine)
-    session = Path(f"/proc/{pid}/stat").read_text().split()[5]
-    assert int(session) == pid
-    log = tmp_path / "log"
-    worker = Worker("echo", sys.executable, log)
-    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
-    assert os.getsid(child.pid) != worker.pid
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\nsleep 600 &\nexec {sys.executable} "$@"\n')
+    script.chmod(0o700)
+    other = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    worker = Worker("echo", str(script), tmp_path / "log")
+    assert eventually(lambda: len(session_pids(worker.pid)) == 2)
+    children = session_pids(worker.pid)
     worker.close()
-    assert child.poll() is None  # another session is nobody's business
-    child.kill()
-    child.wait()
+    assert all(gone(pid) or psutil.Process(pid).status() == "zombie" for pid in children)
+    assert other.poll() is None  # another session is nobody's business
+    other.kill()
+    other.wait()
 
 
 # --------------------------------------------------------------------- its output
@@ -374,7 +381,7 @@ def test_what_an_engine_prints_goes_to_the_log(clean):
     engine = echo().load()
     frame = engine.infer(["a", "!flood 4096", "b c"])
     assert frame["output"].tolist() == ["a", "!flood 4096", "b c"]
-    assert "x" * 1023 in engine.resident.worker.log_tail(5)
+    assert engine.resident.worker.log.read_bytes() == (b"x" * 1023 + b"\n") * 4
 
 
 def test_what_is_written_to_standard_output_does_not_reach_the_protocol(clean):
