@@ -97,9 +97,11 @@ def summary(df: pd.DataFrame) -> pd.DataFrame:
     kinds |= dict.fromkeys(names[:3], "str") | dict.fromkeys(("model_memory_bytes",), "Int64")
     kinds |= {"peak_memory_bytes": "Int64", "rows": "int64", "failed": "int64"}
     kinds |= {"cancelled": "int64"}
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {name: pd.Series([row[name] for row in rows], dtype=kinds[name]) for name in names}
     )
+    table.attrs["nbinfer"] = {"table": "runs"}
+    return table
 
 
 def compare(df: pd.DataFrame) -> pd.DataFrame:

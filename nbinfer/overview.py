@@ -40,4 +40,6 @@ def engines() -> pd.DataFrame:
     columns = {
         name: pd.Series([row[name] for row in rows], dtype=kind) for name, kind in COLUMNS.items()
     }
-    return pd.DataFrame(columns)
+    frame = pd.DataFrame(columns)
+    frame.attrs["nbinfer"] = {"table": "engines" if rows else "nothing is loaded"}
+    return frame

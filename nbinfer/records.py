@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from .errors import NbinferError
@@ -87,15 +87,15 @@ class Outcome:
     ----------
     interrupted : bool
         Whether the user stopped it.
+    sent : bool
+        Whether any row reached the engine.
     error : NbinferError or None
         What ended it for all rows (a crash, a failed load).
-    facts : dict
-        The run's facts, JSON types.
     """
 
     interrupted: bool = False
+    sent: bool = False
     error: NbinferError | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 Record = Stage | Delta | Progress | Finished

@@ -216,6 +216,7 @@ class LocalRun:
         assert resident is not None
         assert resident.worker is not None
         self.sent_at = time.monotonic()
+        self.outcome.sent = True
         while self._done < len(self.requests):
             if self._stop_at is None:
                 self._send_ahead()

@@ -209,6 +209,8 @@ class InferenceEngine(abc.ABC):
                     if isinstance(record, Finished):
                         rows.append(parse(record.row, params))
                     report(record)
+            if outcome.error is not None and not outcome.sent:
+                raise outcome.error  # it never began: there are no rows to keep
             facts = self._facts(run, params, rows, time.monotonic() - started)
             result = frames.build(
                 rows,
@@ -420,6 +422,8 @@ class TextStream:
                     self._rows.append(parse(record.row, self._params))
             if self._result is None:
                 self._outcome.interrupted = guard.take() or self._outcome.interrupted
+                if self._outcome.error is not None and not self._outcome.sent:
+                    raise self._outcome.error
                 self._finish()
         raise StopIteration
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 import shlex
 from typing import Any, NoReturn
@@ -24,10 +25,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigurationError(
-            f"{self.prog}: {message}",
-            hint=f"{self.prog.lstrip('%')}? lists all: %{self.prog.lstrip('%')}?",
-        )
+        raise ConfigurationError(f"{self.prog}: {message}", hint=f"{self.prog}? lists its options")
 
     def parse_line(self, line: str) -> argparse.Namespace:
         """Parse a line as a shell would split it."""
@@ -35,7 +33,17 @@ class Parser(argparse.ArgumentParser):
             words = shlex.split(line)
         except ValueError as error:
             raise ConfigurationError(f"{self.prog}: {error} in {line!r:.80}") from None
-        return self.parse_args(words)
+        options, unknown = self.parse_known_args(words)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], self._option_string_actions, 1)
+            guess = f"did you mean {near[0]}? " if near else ""
+            raise ConfigurationError(
+                f"{self.prog} has no option {unknown[0]!r:.80}"
+                if unknown[0].startswith("-")
+                else f"{self.prog}: {unknown[0]!r:.80} is one word too many",
+                hint=f"{guess}{self.prog}? lists its options",
+            )
+        return options
 
     def takes_value(self, flag: str) -> bool:
         """Whether an option is followed by a value."""

@@ -40,6 +40,9 @@ LEAST_FIRST = (
 MARKS = ("prompt", "output", "run_id")
 UNKNOWN = "–"
 
+_SECONDS = re.compile(r"(?<!_per)_s(_p\d+)?$")
+_NUMBERS = re.compile(r"_s(_p\d+)?$|_bytes$|_tokens$|^(id|sample|pid|rows|failed|cancelled)$")
+
 # Everything but tab and newline below space, DEL, C1, and what turns the reading direction.
 _HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -105,15 +108,19 @@ class View:
 
     def __init__(self, df: pd.DataFrame, max_rows: int, max_chars: int) -> None:
         max_rows, max_chars = _user_bounds(max_rows, max_chars)
-        self.columns = [n for n in df.columns if n not in CAPTION_COLUMNS or not _constant(df, n)]
-        self.columns = [n for n in self.columns if n in MARKS or not df[n].isna().all()]
+        table = df.attrs["nbinfer"].get("table")
+        self.columns = list(df.columns)
+        if table is None:
+            said = {n for n in CAPTION_COLUMNS if n in df.columns and _constant(df, n)}
+            empty = {n for n in df.columns if n not in MARKS and df[n].isna().all()}
+            self.columns = [n for n in df.columns if n not in said | empty]
         cut = len(df) > max_rows
         head = (max_rows + 1) // 2 if cut else len(df)
         tail = max_rows - head if cut else 0
         self.head = self._cells(df.iloc[:head], max_chars)
         self.tail = self._cells(df.iloc[len(df) - tail :], max_chars) if tail else []
         self.left_out = len(df) - head - tail
-        self.caption = _caption(df)
+        self.caption = _caption(df) if table is None else visible(table)
         self.note = self._note(df, max_rows, max_chars)
 
     def _cells(self, part: pd.DataFrame, max_chars: int) -> list[list[str]]:
@@ -152,7 +159,7 @@ class View:
         return hidden
 
     def aligned_right(self, name: str) -> bool:
-        return str(name).endswith(("_s", "_bytes", "_tokens")) or name in ("id", "sample")
+        return _NUMBERS.search(str(name)) is not None
 
 
 def _user_bounds(max_rows: int, max_chars: int) -> tuple[int, int]:
@@ -174,12 +181,14 @@ def _constant(df: pd.DataFrame, name: Any) -> bool:
 def _formatter(name: str, max_chars: int) -> Callable[[Any], str]:
     if name.endswith("_bytes"):
         return format_bytes
-    if name.endswith("_s"):
+    if _SECONDS.search(name):
         return format_seconds
 
     def text(value: Any) -> str:
         if not isinstance(value, list | dict | tuple) and _unknown(value):
             return UNKNOWN
+        if isinstance(value, float):
+            return f"{value:.4g}"
         # Cut before anything else is done with it: a value may be megabytes long.
         long = value if isinstance(value, str) else repr(value)
         return visible(long[:max_chars]) + ("…" if len(long) > max_chars else "")
@@ -312,7 +321,11 @@ def _fit(text: str, width: int, right: bool) -> str:
 
 
 def _ours(df: Any) -> bool:
-    return "nbinfer" in df.attrs and all(name in df.columns for name in MARKS)
+    """A run's rows, or one of our tables of units (``%engine``, a summary)."""
+    about = df.attrs.get("nbinfer")
+    if not isinstance(about, dict):
+        return False
+    return "table" in about or all(name in df.columns for name in MARKS)
 
 
 class _Html:

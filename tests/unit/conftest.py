@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from traitlets.config import Config
 
 from nbinfer import EchoInferenceEngine, ModelParams
 from nbinfer.residents import pool
@@ -80,12 +81,11 @@ def busy(engine: EchoInferenceEngine) -> bool:
 def shell(clean: None) -> Iterator[TestingShell]:
     """A fresh shell with ``%load_ext nbinfer``; afterwards it is as it was."""
     # The one instance: IPython's display() shows nothing without one.
-    made = TestingShell.instance()
+    made = TestingShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
     made.cell("%load_ext nbinfer")
     yield made
     if "nbinfer" in made.extension_manager.loaded:
         made.cell("%unload_ext nbinfer")
     atexit.unregister(made.atexit_operations)
     made.atexit_operations()
-    made.history_manager.end_session()
     TestingShell.clear_instance()
