@@ -41,15 +41,19 @@ class NotebookStatus(StatusLine):
         }
         self._handle.update(bundle, raw=True)
 
+    def clear(self) -> None:
+        """Take the line away, once: JupyterLab cannot empty what is empty already."""
+        if self._handle is not None:
+            self._handle.update({}, raw=True)
+            self._handle = None
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._handle is not None:
-            self._handle.update({}, raw=True)
-            self._handle = None
+        self.clear()
 
 
 class CellStream(NotebookStatus):
@@ -71,8 +75,7 @@ class CellStream(NotebookStatus):
     def __call__(self, record: Record) -> None:
         super().__call__(record)
         if isinstance(record, Delta) and record.text:
-            if not self._wrote and self._handle is not None:
-                self._handle.update({}, raw=True)
+            self.clear()
             self._wrote = True
             sys.stdout.write(visible(record.text))
             sys.stdout.flush()

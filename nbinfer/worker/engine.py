@@ -6,6 +6,7 @@ initialised there; the reader never waits for it, so a cancel is heard during a 
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import os
 import queue
@@ -46,6 +47,8 @@ class Engine:
         self._scheduler = None
 
     def run(self):
+        # Of a crash in native code the log keeps the thread it happened in, not all that wait.
+        faulthandler.enable(all_threads=False)
         self._own_signals()
         self._outbox.post(
             {
@@ -165,9 +168,7 @@ def trim_log():
         time.sleep(0.5)
         try:
             if os.fstat(2).st_size > LOG_LIMIT:
-                with open("/proc/self/fd/2", "rb") as log:
-                    log.seek(-LOG_KEEP, os.SEEK_END)
-                    tail = log.read()
+                tail = os.pread(2, LOG_KEEP, os.fstat(2).st_size - LOG_KEEP)
                 os.ftruncate(2, 0)
                 os.write(2, b"[the log was cut here]\n" + tail)
         except OSError:

@@ -31,6 +31,7 @@ from typing import Any
 import psutil
 
 from .. import settings
+from ..measure import tree
 from ..notices import notify
 from . import protocol
 
@@ -82,6 +83,8 @@ class Death:
 
 def session_pids(session: int) -> list[int]:
     """Every live process of a session."""
+    if not hasattr(os, "getsid"):  # Windows has no sessions: the tree must do
+        return tree(session)
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(OSError, psutil.Error):

@@ -25,7 +25,6 @@ from nbinfer import (
 )
 from nbinfer.progress import Silent
 from nbinfer.records import Delta, Finished, Progress, Stage
-from nbinfer.residents import pool
 
 from ..conftest import eventually
 from .conftest import busy, echo, gone, interrupt_when, interrupts_at, pid_of
@@ -594,11 +593,11 @@ def test_a_stream_whose_engine_crashes(clean):
     assert caught.value.frame["finish_reason"].tolist() == ["error"]
 
 
-def test_a_load_that_fails_keeps_the_rows(clean):
+def test_a_load_that_fails_has_no_rows(clean):
     engine = echo(load_fails="no such tensor")
     with pytest.raises(LoadError, match="no such tensor") as caught:
         engine.infer(["a", "b"])
-    frame = caught.value.frame
-    assert frame["finish_reason"].tolist() == ["error", "error"]
-    assert frame["error"].str.contains("no such tensor").all()
-    assert pool.residents() == [] or pool.residents()[0].state == "crashed"
+    assert caught.value.frame is None
+    with pytest.raises(LoadError, match="no such tensor"):
+        list(engine.stream("a"))
+    assert nbinfer.last() is None
