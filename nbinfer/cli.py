@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
             _show(stopped.frame)
         print(stopped.message, file=sys.stderr)
         return 130
+    except KeyboardInterrupt:  # before a run began, or after it
+        return 130
     except NbinferError as error:
         print("\n".join(brief_traceback(error)), file=sys.stderr)
         return 1

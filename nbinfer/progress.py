@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from . import settings
@@ -33,12 +32,7 @@ class Silent:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         return None
 
     def __call__(self, record: Record, /) -> None:  # noqa: ARG002
@@ -132,12 +126,7 @@ class Terminal(StatusLine):
         self._bar.n = self._done
         self._bar.set_postfix_str(text.partition(" rows · ")[2] or text)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.close()
 

@@ -92,7 +92,7 @@ class LocalRun:
         """Interrupt the run from any thread."""
         self._mailbox.put({"ev": INTERRUPT})
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Generator[Record, None, None]:
         """Yield records until every row is settled; closing it early cancels the rest.
 
         It installs no signal handler: whoever reads it holds an ``interrupts.guard()`` that

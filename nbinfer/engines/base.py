@@ -1,34 +1,33 @@
 """The contract that every engine keeps, and what all of them share.
 
-``stream()`` and ``infer()`` are thin folds over one generator of records, ``_run``.
+``stream()`` and ``infer()`` are thin folds over one generator, the records of ``_open_run``.
 """
 
 from __future__ import annotations
 
 import abc
-import datetime
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from .. import frame as frames
-from .. import interrupts, runstore
+from .. import interrupts
 from ..config import GenerationParams, ModelParams, RemoteParams
-from ..errors import ConfigurationError, NbinferError, RunInterrupted, UnsupportedParameter
-from ..measure import machine
+from ..errors import ConfigurationError, UnsupportedParameter
 from ..progress import Reporter, reporter
 from ..prompts import Prompt, Prompts, normalise
-from ..records import Delta, Finished, Outcome, Record, RowRequest
+from ..records import Finished, Outcome, Record, RowRequest
 from ..run import AHEAD, new_run_id
 from ..structured import parse
 from . import registry
 from .registry import Capabilities
+from .results import conclude
+from .stream import TextStream
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["EngineRun", "InferenceEngine", "TextStream"]
+__all__ = ["EngineRun", "InferenceEngine"]
 
 
 class EngineRun(Protocol):
@@ -37,7 +36,7 @@ class EngineRun(Protocol):
     run_id: str
     outcome: Outcome
 
-    def records(self) -> Iterator[Record]: ...
+    def records(self) -> Generator[Record, None, None]: ...
 
     def stop(self) -> None: ...
 
@@ -209,21 +208,16 @@ class InferenceEngine(abc.ABC):
                     if isinstance(record, Finished):
                         rows.append(parse(record.row, params))
                     report(record)
-            if outcome.error is not None and not outcome.sent:
-                raise outcome.error  # it never began: there are no rows to keep
-            facts = self._facts(run, params, rows, time.monotonic() - started)
-            result = frames.build(
-                rows,
-                facts,
-                inputs=prompts if _is_frame(prompts) else None,
-                samples=params.n > 1,
-                optional=_optional_columns(listed, params),
-            )
-            runstore.remember(facts)
-            runstore.set_last(result)
             outcome.interrupted = guard.take() or outcome.interrupted
-            _raise_outcome(outcome, result, rows)
-            return result
+            return conclude(
+                self,
+                run,
+                rows,
+                params,
+                started=started,
+                prompts=listed,
+                inputs=prompts if _is_frame(prompts) else None,
+            )
 
     def stream(
         self,
@@ -249,17 +243,20 @@ class InferenceEngine(abc.ABC):
                 hint="infer() takes many",
             )
         self._check_prompts(listed)
-        return TextStream(self, self._requests(listed, params), params, wait)
+        run = self._open_run(
+            self._requests(listed, params),
+            run_id=new_run_id(),
+            outcome=Outcome(),
+            stream=True,
+            wait=wait,
+            ahead=AHEAD,
+        )
+        return TextStream(self, run, listed, params)
 
     def __enter__(self) -> Self:
         return self.load()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.unload()
 
     def __repr__(self) -> str:
@@ -343,137 +340,6 @@ class InferenceEngine(abc.ABC):
         """What a row carries on the wire: what the engine honours, no more."""
         values = params.to_dict()
         return {k: values[k] for k in self.capabilities.generation if k in values}
-
-    def _facts(
-        self, run: EngineRun, params: GenerationParams, rows: Sequence[frames.Row], wall_s: float
-    ) -> dict[str, Any]:
-        from .. import __version__
-
-        own = self._run_facts(run)
-        tokens = sum(row.output_tokens or 0 for row in rows)
-        answered = sum(row.finish_reason in ("stop", "length") for row in rows)
-        running_s = own.get("running_s") or None
-        facts: dict[str, Any] = {
-            "run_id": run.run_id,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "nbinfer_version": __version__,
-            "engine": self.name,
-            "model": self.model_params.model_name,
-            "rows": len(rows),
-            "rows_failed": sum(row.finish_reason == "error" for row in rows),
-            "rows_cancelled": sum(row.finish_reason == "cancelled" for row in rows),
-            "interrupted": run.outcome.interrupted,
-            "prompt_tokens": sum(row.prompt_tokens or 0 for row in rows),
-            "output_tokens": tokens,
-            "wall_s": wall_s,
-            "output_tokens_per_s": tokens / running_s if running_s else None,
-            "requests_per_s": answered / running_s if running_s else None,
-            "seed": params.seed,
-            "generation_params": params.to_dict(),
-            "model_params": self.model_params.to_dict(),
-            "machine": machine(),
-        }
-        merged: dict[str, Any] = frames.jsonable({**facts, **own})
-        return merged
-
-
-class TextStream:
-    """Pieces of one answer, as they are made.
-
-    Attributes
-    ----------
-    result : pandas.DataFrame
-        The finished row. Reading it before the end raises ``ConfigurationError``.
-    """
-
-    def __init__(
-        self,
-        engine: InferenceEngine,
-        requests: list[RowRequest],
-        params: GenerationParams,
-        wait: bool,
-    ) -> None:
-        self._engine = engine
-        self._params = params
-        self._outcome = Outcome()
-        self._run = engine._open_run(
-            requests,
-            run_id=new_run_id(),
-            outcome=self._outcome,
-            stream=True,
-            wait=wait,
-            ahead=AHEAD,
-        )
-        self._started = time.monotonic()
-        self._records = self._run.records()
-        self._rows: list[frames.Row] = []
-        self._result: pd.DataFrame | None = None
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> str:
-        # The guard is held only while we work: between two pieces the code is the user's.
-        with interrupts.guard() as guard, guard.listening(self._run.stop):
-            for record in self._records:
-                if isinstance(record, Delta) and record.text:
-                    return record.text
-                if isinstance(record, Finished):
-                    self._rows.append(parse(record.row, self._params))
-            if self._result is None:
-                self._outcome.interrupted = guard.take() or self._outcome.interrupted
-                if self._outcome.error is not None and not self._outcome.sent:
-                    raise self._outcome.error
-                self._finish()
-        raise StopIteration
-
-    def _finish(self) -> None:
-        wall_s = time.monotonic() - self._started
-        facts = self._engine._facts(self._run, self._params, self._rows, wall_s)
-        optional = _optional_columns((), self._params)
-        self._result = frames.build(self._rows, facts, optional=optional)
-        runstore.remember(facts)
-        runstore.set_last(self._result)
-        _raise_outcome(self._outcome, self._result, self._rows)
-
-    def close(self) -> None:
-        """Cancel what is left."""
-        self._records.close()  # type: ignore[attr-defined]
-
-    @property
-    def result(self) -> pd.DataFrame:
-        if self._result is None:
-            raise ConfigurationError(
-                "the stream has not ended", hint="read it to its end first: ''.join(stream)"
-            )
-        return self._result
-
-
-def _raise_outcome(outcome: Outcome, result: pd.DataFrame, rows: Sequence[frames.Row]) -> None:
-    """Raise what ended the run, with its rows; nothing where it ended by itself."""
-    done = sum(row.finish_reason in ("stop", "length", "error") for row in rows)
-    if outcome.interrupted:
-        raise RunInterrupted(
-            f"stopped with {done} of {len(rows)} rows finished; they are kept in nbinfer.last()",
-            result,
-        )
-    if outcome.error is not None:
-        error: NbinferError = outcome.error
-        error.frame = result
-        raise error
-
-
-def _optional_columns(prompts: Sequence[Prompt], params: GenerationParams) -> list[str]:
-    columns = []
-    if any(
-        not isinstance(p.conversation, str) and len(p.conversation.messages) > 1 for p in prompts
-    ):
-        columns.append("messages")
-    if params.logprobs is not None:
-        columns.append("logprobs")
-    if params.guided_decoding is not None and params.guided_decoding.json is not None:
-        columns.append("parsed")
-    return columns
 
 
 def _checked_batch_size(value: int | None) -> int:

@@ -91,6 +91,8 @@ class Matcher:
 
     def __init__(self, ip: InteractiveShell) -> None:
         self._ip = ip
+        # The completer asks every matcher for it, as if all were functions.
+        self.__qualname__ = type(self).__qualname__
 
     def __call__(self, context: Any) -> Any:
         from IPython.core.completer import SimpleCompletion

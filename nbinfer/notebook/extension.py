@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .arguments import engine_parser, infer_parser
 from .completion import install as install_completion
 from .completion import uninstall as uninstall_completion
-from .display import install_formatters, uninstall_formatters
+from .formatters import install_formatters, uninstall_formatters
 from .magics import NbinferMagics
 
 if TYPE_CHECKING:

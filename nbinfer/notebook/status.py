@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import html
 import sys
-from types import TracebackType
 from typing import Any
 
 from ..progress import StatusLine
@@ -47,12 +46,7 @@ class NotebookStatus(StatusLine):
             self._handle.update({}, raw=True)
             self._handle = None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.clear()
 
 
@@ -80,13 +74,8 @@ class CellStream(NotebookStatus):
             sys.stdout.write(visible(record.text))
             sys.stdout.flush()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        super().__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         if self._wrote:
             sys.stdout.write("\n")
             sys.stdout.flush()

@@ -193,11 +193,28 @@ class Worker:
         assert self._process.stdin is not None
         pipe = self._process.stdin
         while (message := self._outgoing.get()) is not None:
+            try:
+                frame = protocol.pack(message)
+            except (ValueError, TypeError) as error:
+                self._unsendable(message, error)
+                continue
             with contextlib.suppress(OSError, ValueError):  # it died: the reader tells
-                pipe.write(protocol.pack(message))
+                pipe.write(frame)
                 pipe.flush()
         with contextlib.suppress(OSError):
             pipe.close()
+
+    def _unsendable(self, message: Event, error: Exception) -> None:
+        """Answer for the worker what could not be sent to it, or somebody would wait for ever."""
+        rows = message.get("rows", ())
+        if len(rows) > 1:
+            for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+                self.send({**message, "rows": part})
+        for row in rows if len(rows) == 1 else ():
+            event = {"ev": "failed", "run": message["run"], "row": row["row"]}
+            self._deliver({**event, "error": f"it cannot be sent to the engine: {error}"})
+        if message["op"] == "load":
+            self._deliver({"ev": "refused", "kind": "load", "message": str(error)})
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -208,6 +225,7 @@ class Worker:
         except (protocol.StreamClosed, OSError):
             pass
         except (protocol.ProtocolError, KeyError, TypeError) as error:
+            self._ours = True
             notify(f"what the engine's process {self.pid} sent is no message ({error}); ending it")
         finally:
             self._finish()

@@ -15,10 +15,9 @@ from nbinfer.notebook.display import (
     format_seconds,
     frame_html,
     frame_text,
-    install_formatters,
-    uninstall_formatters,
     visible,
 )
+from nbinfer.notebook.formatters import install_formatters, uninstall_formatters
 
 from ..shell import TestingShell
 

@@ -220,7 +220,7 @@ def test_the_least_recently_used_one_makes_room(clean, capfd):
     first.load()
     second.load()
     first.infer("x")  # now the second is the one not used for longest
-    settings.configure(memory_budget_bytes=170_000_000)
+    settings.configure(memory_budget_bytes=120_000_000)
     third.load()
     assert second.resident is None
     assert first.resident is not None
@@ -228,7 +228,7 @@ def test_the_least_recently_used_one_makes_room(clean, capfd):
     assert err.count("unloading") == 1
     assert "unloading echo · b (" in err
     assert "to make room for echo · c" in err
-    assert "170 MB" in err
+    assert "120 MB" in err
 
 
 def test_one_that_works_is_never_evicted(clean, capfd):
@@ -275,7 +275,7 @@ def test_another_engine_waits_and_says_for_whom(clean):
 
 def test_the_same_engine_joins(clean):
     engine = echo(token_s=0.02, slots=1).load()
-    thread = start(engine.infer, ["w w w w w"] * 40, progress=False)
+    thread = start(engine.infer, ["w w w w w"] * 12, progress=False)
     assert eventually(lambda: busy(engine))
     stages = Stages()
     frame = engine.infer("a", progress=stages)
@@ -287,7 +287,7 @@ def test_the_same_engine_joins(clean):
 
 def test_without_waiting(clean):
     first, second = echo("first", token_s=0.02).load(), echo("second").load()
-    thread = start(first.infer, "w " * 100, progress=False)
+    thread = start(first.infer, "w " * 50, progress=False)
     assert eventually(lambda: busy(first))
     assert second.infer("a", wait=False)["output"][0] == "a"
     assert "".join(second.stream("b", wait=False)) == "b"

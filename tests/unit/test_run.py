@@ -25,6 +25,7 @@ from nbinfer import (
 )
 from nbinfer.progress import Silent
 from nbinfer.records import Delta, Finished, Progress, Stage
+from nbinfer.worker import protocol
 
 from ..conftest import eventually
 from .conftest import busy, echo, gone, interrupt_when, interrupts_at, pid_of
@@ -174,6 +175,27 @@ def test_odd_texts_come_back(clean, text):
 def test_a_megabyte(clean):
     text = "x" * 3_000_000
     assert echo().infer([text])["output"][0] == text
+
+
+def test_rows_too_large_for_one_message_are_split_and_one_alone_fails(clean, monkeypatch):
+    engine = echo().load()
+    real = protocol.pack
+
+    def pack(message):
+        if len(str(message)) > 2000:
+            raise protocol.ProtocolError("over the limit")
+        return real(message)
+
+    monkeypatch.setattr(protocol, "pack", pack)
+    frame = engine.infer(["x" * 900] * 8 + ["y" * 3000, "z"])
+    assert frame["output"].tolist()[:8] == ["x" * 900] * 8
+    assert "over the limit" in frame["error"][8]
+    assert frame["output"][9] == "z"
+
+
+def test_what_is_no_json_fails_the_load_and_does_not_hang_it(clean):
+    with pytest.raises(LoadError, match="JSON"):
+        echo(token_s=float("nan")).load()
 
 
 def test_a_conversation_is_answered_to_its_last_message(clean):

@@ -16,6 +16,7 @@ Traps of the library that this file answers, each seen:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -24,11 +25,21 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
+
+# llama.cpp's threads meet at a barrier many times for each token, and spin there. When
+# anything else wants the cores they spin away whole time slices: eight rows on two cores took
+# over a minute beside two busy processes, and three seconds with this. On idle cores it costs
+# nothing that could be measured. The OpenMP runtime reads it when the library is loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import xllamacpp
 
 from nbinfer.worker.backends._logtail import last_error
 
+FOLDER = "nbinfer-socket-"
+STALE_S = 3600  # no load takes so long
 CACHE_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 
 
@@ -79,7 +90,7 @@ class Backend:
         self.slots = params.n_parallel
         self._n_ctx = model["n_ctx"]
         self._cells = Cells(model["kv_tokens"])
-        folder = tempfile.mkdtemp(prefix="nbinfer-")  # 0700 by definition
+        folder = private_folder()
         params.hostnames = [os.path.join(folder, "s.sock")]
         params.api_keys = [secrets.token_hex(16)]
         stage("reading {}".format(os.path.basename(model["path"])))
@@ -343,6 +354,20 @@ class Answer:
                 output_tokens=usage.get("completion_tokens"),
                 **fields,
             )
+
+
+def private_folder():
+    """A folder (0700) for the socket; those that killed loads left behind are removed.
+
+    ``Server`` holds the interpreter's lock while it loads, so nothing of ours can remove the
+    folder before it returns: a SIGKILL in that time leaves an empty folder with a dead socket.
+    """
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(tempfile.gettempdir()):
+            with contextlib.suppress(OSError):
+                if entry.name.startswith(FOLDER) and time.time() - entry.stat().st_mtime > STALE_S:
+                    shutil.rmtree(entry.path, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=FOLDER)
 
 
 def finite(value):

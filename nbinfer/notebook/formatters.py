@@ -1,0 +1,73 @@
+"""nbinfer's view of its own frames, as the shell's formatter for DataFrames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .display import MARKS, frame_html, frame_text
+
+__all__ = ["install_formatters", "uninstall_formatters"]
+
+
+def _ours(df: Any) -> bool:
+    """A run's rows, or one of our tables of units (``%engine``, a summary)."""
+    about = df.attrs.get("nbinfer")
+    if not isinstance(about, dict):
+        return False
+    return "table" in about or all(name in df.columns for name in MARKS)
+
+
+class _Html:
+    """Replaces the formatter for DataFrames, and knows the one before."""
+
+    def __init__(self, before: Any) -> None:
+        self.before = before
+
+    def __call__(self, df: Any) -> Any:
+        if _ours(df):
+            return frame_html(df)
+        return self.before(df) if self.before is not None else df._repr_html_()
+
+
+class _Plain(_Html):
+    def __call__(self, df: Any, printer: Any = None, cycle: bool = False) -> Any:
+        if _ours(df):
+            printer.text(frame_text(df))
+        elif self.before is not None:
+            self.before(df, printer, cycle)
+        else:
+            printer.text(repr(df))
+
+
+FORMATTERS: tuple[tuple[str, type[_Html]], ...] = (("text/html", _Html), ("text/plain", _Plain))
+# pandas 3 says "pandas", earlier releases where the class is defined.
+MODULES = ("pandas", "pandas.core.frame")
+
+
+def install_formatters(ip: Any) -> None:
+    """Show nbinfer's frames our way in this shell; every other frame as before."""
+    uninstall_formatters(ip)
+    for mime, kind in FORMATTERS:
+        formatter = ip.display_formatter.formatters[mime]
+        for known in [k for k in formatter.type_printers if _is_frame_class(k)]:
+            formatter.for_type(known, kind(formatter.type_printers[known]))
+        for module in MODULES:  # by name, so that pandas need not be imported yet
+            before = formatter.deferred_printers.get((module, "DataFrame"))
+            formatter.for_type_by_name(module, "DataFrame", kind(before))
+
+
+def uninstall_formatters(ip: Any) -> None:
+    """Give back what was there before."""
+    for mime, _ in FORMATTERS:
+        formatter = ip.display_formatter.formatters[mime]
+        for printers in (formatter.deferred_printers, formatter.type_printers):
+            for key, value in list(printers.items()):
+                if isinstance(value, _Html):
+                    if value.before is None:
+                        del printers[key]
+                    else:
+                        printers[key] = value.before
+
+
+def _is_frame_class(kind: type) -> bool:
+    return kind.__name__ == "DataFrame" and kind.__module__ in MODULES

@@ -1,0 +1,127 @@
+"""Tab inside the magics."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from IPython.core.completer import provisionalcompleter
+
+from nbinfer import GenerationParams
+from nbinfer.engines.llamacpp import OPTIONS
+from nbinfer.notebook.completion import ACTIONS, candidates
+
+
+class Model:
+    @staticmethod
+    def model_json_schema():
+        return {}
+
+
+SPACE = {
+    "table": pd.DataFrame({"a": [1]}),
+    "_hidden": pd.DataFrame({"a": [1]}),
+    "schema": {"type": "object"},
+    "Model": Model,
+    "text": "x",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "some"),
+    [
+        ("%%infer -e ", {"llamacpp"}),
+        ("%%infer -e ll", {"llamacpp"}),
+        ("%infer --engine ", {"llamacpp"}),
+        ("  %infer -e ", {"llamacpp"}),
+        ("%%nbinfer infer -e ", {"llamacpp"}),
+        ("%%infer -m ", {"smollm2-135m"}),
+        ("%%infer -e llamacpp -m smol", {"smollm2-135m"}),
+        ("%%infer -", {"--engine", "--data", "-e", "-o"}),
+        ("%%infer --", {"--max-new-tokens", "--schema"}),
+        ("%%infer --max", {"--max-new-tokens"}),
+        ("%%infer --set temp", {"temperature="}),
+        ("%%infer -k n_c", {"n_ctx="}),
+        ("%engine ", set(ACTIONS)),
+        ("%engine lo", {"load", "logs"}),
+        ("%nbinfer engine ", set(ACTIONS)),
+        ("%engine load ", {"llamacpp"}),
+        ("%engine load -m ", {"smollm2-135m"}),
+        ("%engine use llamacpp -", {"--model", "-m"}),
+    ],
+)
+def test_candidates(clean, text, some):
+    found = candidates(text, SPACE)
+    assert some <= set(found)
+    word = text.rpartition(" ")[2]
+    assert all(c.startswith(word) for c in found)
+
+
+def test_exact_candidates(clean, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.gguf").touch()
+    assert candidates("%%infer --data ", SPACE) == ["table"]
+    assert candidates("%%infer --schema ", SPACE) == ["Model", "schema"]
+    assert candidates("%%infer -m ", SPACE) == ["smollm2-135m", "mine.gguf"]
+    assert candidates("%%infer --set ", SPACE) == [
+        f"{name}=" for name in GenerationParams.__dataclass_fields__
+    ]
+    assert candidates("%%infer -k ", SPACE) == [f"{name}=" for name in OPTIONS]
+    assert candidates("%engine load llamacpp ", SPACE) == []
+    assert candidates("%%infer --system ", SPACE) == []
+    assert "echo" not in candidates("%%infer -e ", SPACE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x = 1",
+        "%time ",
+        "%%inferx ",
+        "%%infer -e echo\nsome text ",
+        "%infer what is ",
+        "print(%",
+    ],
+)
+def test_elsewhere_there_are_none(text):
+    assert candidates(text, SPACE) is None
+
+
+def complete(shell, text):
+    with provisionalcompleter():
+        return [c.text for c in shell.Completer.completions(text, len(text))]
+
+
+def test_through_the_shell(shell):
+    shell.user_ns.update(SPACE)
+    assert complete(shell, "%%infer -e ") == ["llamacpp"]
+    assert complete(shell, "%%infer --data ") == ["table"]
+    assert complete(shell, "%%infer -m smo") == ["smollm2-135m"]
+    assert complete(shell, "%engine ") == sorted(ACTIONS)
+    assert complete(shell, "%engine load ") == ["llamacpp"]
+    assert "--max-new-tokens" in complete(shell, "%%infer --")
+    assert all(c.startswith("-") for c in complete(shell, "%%infer --"))
+
+
+def test_as_a_kernel_asks(shell):
+    """ipykernel asks for ranges too, and needs each to lie in the text."""
+    text = "%%infer -e ll"
+    with provisionalcompleter():
+        (found,) = shell.Completer.completions(text, len(text))
+    assert (text[: found.start] + found.text + text[found.end :]) == "%%infer -e llamacpp"
+
+
+def test_it_leaves_other_completion_alone(shell):
+    shell.user_ns["unmistakable_name"] = 1
+    assert "unmistakable_name" in complete(shell, "unmistak")
+    assert "unmistakable_name" in complete(shell, "%%infer -e echo\nunmistak")
+
+
+def test_a_second_line_completes_nothing_of_ours(shell):
+    assert "llamacpp" not in complete(shell, "%%infer -e echo\n-e ")
+    assert "llamacpp" not in complete(shell, "x = 1\n%%infer -e ")
+
+
+def test_after_unload_there_is_none(shell):
+    shell.cell("%unload_ext nbinfer")
+    assert "llamacpp" not in complete(shell, "%%infer -e ")
