@@ -169,7 +169,7 @@ def _fetch(name: str, model: EmbeddedModel, target: Path, say: Progress) -> None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     _is_right(target, model)  # writes the sidecar
-    say(f"{name} is at {target}")
+    say(f"{name} is fetched and verified")
 
 
 def _remove_leftover(folder: Path) -> None:
