@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigurationError
+from .frame import jsonable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["InferAccessor", "compare", "conversations", "install", "manifest", "plot", "summary"]
 
+_TOKENS = ("prompt_tokens", "output_tokens")
 _FACTS = ("wall_s", "output_tokens_per_s", "requests_per_s", "load_s")
+_NTH = "(nth)"
 _QUANTILES = {
     "ttft_s_p50": ("ttft_s", 0.5),
     "ttft_s_p90": ("ttft_s", 0.9),
@@ -34,8 +37,10 @@ _QUANTILES = {
 def _checked(df: pd.DataFrame, *names: str) -> pd.DataFrame:
     missing = [name for name in names if name not in df.columns]
     if missing:
+        listed = ", ".join(map(repr, missing))
         raise ConfigurationError(
-            f"this DataFrame is no result of nbinfer: it has no column {missing[0]!r}"
+            f"this DataFrame is no result of nbinfer: it lacks the column"
+            f"{'s' if len(missing) > 1 else ''} {listed}"
         )
     return df
 
@@ -46,13 +51,19 @@ def manifest(df: pd.DataFrame) -> dict[str, dict[str, Any]]:
     Returns
     -------
     dict of str to dict
-        JSON types. Empty for a run of another kernel whose frame lost its attributes.
+        JSON types, and a copy: changing it changes no run. A run of another kernel whose frame
+        lost its attributes has an empty one.
+
+    Raises
+    ------
+    ConfigurationError
+        Without the column ``run_id``.
     """
     from .runstore import recall
 
     own = df.attrs.get("nbinfer") or {}
     return {
-        run: dict(own) if own.get("run_id") == run else recall(run) or {}
+        run: jsonable(own if own.get("run_id") == run else recall(run) or {})
         for run in _checked(df, "run_id")["run_id"].dropna().unique()
     }
 
@@ -66,11 +77,18 @@ def summary(df: pd.DataFrame) -> pd.DataFrame:
         ``run_id, engine, model``; ``rows, failed, cancelled, prompt_tokens, output_tokens`` and
         the quantiles of TTFT, TPOT and latency (seconds), all of the rows *at hand*;
         ``wall_s, output_tokens_per_s, requests_per_s, load_s`` of the *whole run*, NA where its
-        facts are unknown; memory in bytes.
+        facts are unknown; memory in bytes. Of a part of a run's rows, the counts and quantiles
+        describe that part, while wall time and throughput still describe the whole run.
+
+    Raises
+    ------
+    ConfigurationError
+        Where the frame lacks columns that this needs; it names them.
     """
     import pandas as pd
 
-    _checked(df, "run_id", "engine", "model", "finish_reason", "output_tokens", "latency_s")
+    measured = ("ttft_s", "tpot_s", "latency_s", "model_memory_bytes", "peak_memory_bytes")
+    _checked(df, "run_id", "engine", "model", "finish_reason", *_TOKENS, *measured)
     facts = manifest(df)
     rows = []
     for run, part in df.groupby("run_id", sort=False):
@@ -81,9 +99,9 @@ def summary(df: pd.DataFrame) -> pd.DataFrame:
             "rows": len(part),
             "failed": int((part["finish_reason"] == "error").sum()),
             "cancelled": int((part["finish_reason"] == "cancelled").sum()),
-            "prompt_tokens": part["prompt_tokens"].sum(),
-            "output_tokens": part["output_tokens"].sum(),
         }
+        # The sum of nothing known is unknown, not 0.
+        row.update({name: part[name].sum(min_count=1) for name in _TOKENS})
         row.update({name: facts[str(run)].get(name) for name in _FACTS})
         for name, (column, share) in _QUANTILES.items():
             known = part[column].dropna()
@@ -112,19 +130,34 @@ def compare(df: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         Indexed by ``id`` (and ``sample``); a column for each run, ``same`` (bool) and
         ``first_difference`` (Int64, the character at which the outputs first differ, NA where
-        they are equal).
+        they are equal). No output at all is not the same as an empty one. Rows of one run that
+        share an id are compared in their order.
+
+    Raises
+    ------
+    ConfigurationError
+        Where the frame lacks columns that this needs; it names them.
     """
     import pandas as pd
 
     _checked(df, "id", "output", "engine", "model", "run_id")
     index = ["id", "sample"] if "sample" in df.columns else ["id"]
+    rows = df[["run_id", *index, "engine", "model", "output"]].reset_index(drop=True)
+    if "sample" in index:  # NA in a run of n=1 that was put beside one of n>1
+        rows["sample"] = rows["sample"].fillna(0).astype("int64")
+    # Nothing makes ids unique: the n-th row of an id stands beside the n-th of the other runs.
+    rows[_NTH] = rows.groupby(["run_id", *index], sort=False, dropna=False).cumcount()
+    keys = [*index, _NTH]
+    order = pd.MultiIndex.from_frame(rows[keys].drop_duplicates())
     columns: dict[str, pd.Series[Any]] = {}
-    for run, part in df.groupby("run_id", sort=False):
+    for run, part in rows.groupby("run_id", sort=False):
         label = f"{part['engine'].iloc[0]} · {part['model'].iloc[0]}"
         if label in columns:
             label = f"{label} · {str(run)[-6:]}"
-        columns[label] = part.drop_duplicates(index).set_index(index)["output"]
-    side_by_side = pd.DataFrame(columns)
+        if label in columns:
+            label = f"{label} · {run}"
+        columns[label] = part.set_index(keys)["output"].reindex(order)
+    side_by_side = pd.DataFrame(columns, index=order).droplevel(_NTH)
     places = [_first_difference(row) for row in side_by_side.itertuples(index=False)]
     side_by_side["same"] = [place is None for place in places]
     side_by_side["first_difference"] = pd.array(places, dtype="Int64")
@@ -132,9 +165,10 @@ def compare(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def _first_difference(outputs: Sequence[Any]) -> int | None:
-    texts = [o if isinstance(o, str) else "" for o in outputs]
-    if len(set(texts)) <= 1:
+    known = [o if isinstance(o, str) else None for o in outputs]
+    if len(set(known)) <= 1:
         return None
+    texts = [text or "" for text in known]
     for place, letters in enumerate(zip(*texts, strict=False)):
         if len(set(letters)) > 1:
             return place
@@ -149,9 +183,11 @@ def conversations(df: pd.DataFrame) -> list[Conversation]:
     found = []
     for row in df.to_dict("records"):
         earlier = row.get("messages")
-        messages: list[Any] = (
-            list(earlier) if isinstance(earlier, list) else [Message(Role.USER, row["prompt"])]
-        )
+        # Any iterable: a list comes back from parquet as an array.
+        messages: list[Any] = list(earlier) if isinstance(earlier, Iterable) else []
+        if not messages:
+            prompt = row["prompt"]
+            messages = [Message(Role.USER, prompt if isinstance(prompt, str) else "")]
         if isinstance(row["output"], str):
             messages.append(Message(Role.ASSISTANT, row["output"]))
         found.append(Conversation(messages, str(row["id"])))
@@ -170,10 +206,12 @@ def plot(df: pd.DataFrame) -> Figure:
     ------
     NbinferError
         Without matplotlib.
+    ConfigurationError
+        Where the frame lacks columns that this needs; it names them.
     """
     from .timeline import draw
 
-    _checked(df, "run_id", "engine", "model", "queue_s", "ttft_s", "latency_s")
+    _checked(df, "id", "run_id", "engine", "model", "queue_s", "ttft_s", "latency_s")
     return draw(df)
 
 
@@ -207,53 +245,76 @@ class InferAccessor:
 # --------------------------------------------------------------------- registration
 
 
-class _WhenPandasArrives(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Lets pandas be imported as always, then registers the accessor and is gone."""
+class _WhenPandasArrives(importlib.abc.MetaPathFinder):
+    """Lets the other finders find pandas, and registers the accessor once it is imported."""
 
     def find_spec(
-        self,
-        name: str,
-        path: Any,  # noqa: ARG002 (the protocol's)
-        target: ModuleType | None = None,  # noqa: ARG002
+        self, name: str, path: Any, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if name != "pandas":
             return None
-        _remove_hooks()
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            return None
-        self._loader = spec.loader
-        spec.loader = self
-        return spec
+        for finder in sys.meta_path:
+            if _is_hook(finder):
+                continue
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                # Still installed: many only ask whether pandas is there and import it later.
+                if spec.loader is not None:
+                    spec.loader = _Registering(spec.loader)
+                return spec
+        return None
+
+
+class _Registering(importlib.abc.Loader):
+    """pandas' own loader, with the registration after it."""
+
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
+        # Only now: an import that failed may be tried again.
+        _remove_hooks()
         _register(module)
 
 
-def _remove_hooks() -> None:
+def _is_hook(finder: Any) -> bool:
     # By name and not by class: after importlib.reload the class is another one.
-    name = _WhenPandasArrives.__name__
-    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != name]
+    return type(finder).__name__ == _WhenPandasArrives.__name__
+
+
+def _remove_hooks() -> None:
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not _is_hook(finder)]
 
 
 def _register(pandas: Any) -> None:
     with contextlib.suppress(Exception):  # a convenience must never break somebody's import
-        if "infer" in pandas.DataFrame._accessors:
+        if getattr(pandas.DataFrame, "infer", None).__module__ == __name__:
             del pandas.DataFrame.infer  # ours from before a reload; pandas would warn
         pandas.api.extensions.register_dataframe_accessor("infer")(InferAccessor)
 
 
 def install() -> None:
-    """Register ``df.infer`` now, or when pandas is imported; never imports pandas itself."""
+    """Register ``df.infer`` now, or when pandas is imported; never imports pandas itself.
+
+    Calling it again does no harm.
+    """
     pandas = sys.modules.get("pandas")
     _remove_hooks()
-    if pandas is not None and hasattr(pandas, "DataFrame"):
-        _register(pandas)
-    else:
+    if pandas is None:
         sys.meta_path.insert(0, _WhenPandasArrives())
+        return
+    if getattr(pandas.__spec__, "_initializing", False):
+        # Another thread is in the middle of it: this waits for its end and imports nothing.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("pandas")
+    _register(pandas)

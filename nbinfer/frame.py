@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import numbers
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,8 +91,10 @@ def jsonable(value: Any) -> Any:
         return jsonable(value.value)
     if value is None or isinstance(value, str | bool | int):
         return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+    if isinstance(value, numbers.Integral):  # NumPy's too: a number must not turn into text
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes | PurePath):
@@ -173,7 +176,10 @@ def _column(
     import pandas as pd
 
     if name in OF_RUN:
-        return pd.Series([facts.get(name)] * len(rows), dtype=dtype)
+        value = facts.get(name)
+        if dtype == "str":  # a model's name may be a path whose bytes are no text
+            value = _encodable(value)
+        return pd.Series([value] * len(rows), dtype=dtype)
     values = [getattr(row, name) for row in rows]
     if dtype is None:
         dtype = _dtype_of_ids(values)
@@ -186,12 +192,16 @@ def _column(
 
 def _dtype_of_ids(values: Sequence[Any]) -> str:
     if all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-        return "int64"
+        small = all(-(2**63) <= v < 2**63 for v in values)
+        return "int64" if small else "object"
     return "str" if all(isinstance(v, str) for v in values) else "object"
 
 
-def _encodable(value: str | None) -> str | None:
+def _encodable(value: Any) -> str | None:
     """Text that Arrow can hold: a lone surrogate is no character, and shows as U+FFFD."""
-    if value is None or value.isascii():
+    if value is None or value != value:
+        return None
+    value = str(value)
+    if value.isascii():
         return value
     return _SURROGATES.sub("\ufffd", value)

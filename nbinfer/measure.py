@@ -60,7 +60,8 @@ class PeakSampler:
         self._thread = threading.Thread(target=self._sample, name="nbinfer-memory", daemon=True)
 
     def _sample(self) -> None:
-        cost = self._look()
+        # Not at once: the first moments of a run are its time to first token.
+        cost = 0.0
         while not self._stop.wait(max(0.1, 20 * cost)):
             cost = self._look()
 

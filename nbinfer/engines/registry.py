@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Capabilities", "EngineSpec", "engine_class", "names", "spec", "specs", "supporting"]
 
 # What every engine of ours has.
-COMMON = frozenset({"max_new_tokens", "temperature", "seed", "n", "raw", "skip_special_tokens"})
+COMMON = frozenset({"max_new_tokens", "temperature", "seed", "n", "raw"})
 SAMPLING = frozenset({"top_p", "top_k", "min_p", "repetition_penalty", "logit_bias"})
 PENALTIES = frozenset({"frequency_penalty", "presence_penalty"})
 

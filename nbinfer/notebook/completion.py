@@ -8,12 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import models
-from ..config import GenerationParams
-from ..engines import registry
-from ..residents import pool
 from .arguments import Parser, engine_parser, infer_parser
 
+# What is completed is imported with the first Tab: %load_ext nbinfer must cost next to nothing.
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
@@ -41,6 +38,8 @@ def candidates(text: str, namespace: dict[str, Any]) -> list[str] | None:
     elif word.startswith("-"):
         found = _options(parser)
     elif command == "engine":
+        from ..engines import registry
+
         plain = [w for w in words if not w.startswith("-")]
         found = list(ACTIONS) if not plain else registry.names() if len(plain) == 1 else []
     else:
@@ -53,6 +52,11 @@ def _options(parser: Parser) -> list[str]:
 
 
 def _values(option: str, namespace: dict[str, Any]) -> list[str]:
+    from .. import models
+    from ..config import GenerationParams
+    from ..engines import registry
+    from ..residents import pool
+
     if option in ("-e", "--engine"):
         return registry.names()
     if option in ("-m", "--model"):

@@ -1,10 +1,11 @@
-"""nbinfer's view of its own frames, as the shell's formatter for DataFrames."""
+"""nbinfer's view of its own frames, as the shell's formatter for DataFrames.
+
+The view itself is imported when the first of our frames is shown.
+"""
 
 from __future__ import annotations
 
 from typing import Any
-
-from .display import MARKS, frame_html, frame_text
 
 __all__ = ["install_formatters", "uninstall_formatters"]
 
@@ -14,6 +15,8 @@ def _ours(df: Any) -> bool:
     about = df.attrs.get("nbinfer")
     if not isinstance(about, dict):
         return False
+    from .display import MARKS
+
     return "table" in about or all(name in df.columns for name in MARKS)
 
 
@@ -25,6 +28,8 @@ class _Html:
 
     def __call__(self, df: Any) -> Any:
         if _ours(df):
+            from .display import frame_html
+
             return frame_html(df)
         return self.before(df) if self.before is not None else df._repr_html_()
 
@@ -32,6 +37,8 @@ class _Html:
 class _Plain(_Html):
     def __call__(self, df: Any, printer: Any = None, cycle: bool = False) -> Any:
         if _ours(df):
+            from .display import frame_text
+
             printer.text(frame_text(df))
         elif self.before is not None:
             self.before(df, printer, cycle)

@@ -1,0 +1,222 @@
+"""What the magics do: thin over the Python functions. Imported when the first one is used."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from IPython.display import display
+
+from .. import interrupts, overview, selection
+from ..config import GenerationParams, GuidedDecodingParams, ModelParams, parse_setting, parse_value
+from ..engines import registry
+from ..errors import ConfigurationError, NbinferError, RunInterrupted
+from ..messages import Conversation, ImagePart, Message, Role, TextPart
+from ..progress import in_kernel
+from ..prompts import fill
+from ..residents import Resident, pool
+from .arguments import engine_parser, infer_parser, split_line
+from .display import visible
+from .status import CellStream
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = ["Commands"]
+
+
+class Commands:
+    """The commands of one shell."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self.shell = shell
+
+    def infer(self, line: str, cell: str | None) -> pd.DataFrame | None:
+        """Run ``%infer`` or ``%%infer``."""
+        parser = infer_parser()
+        if cell is None:
+            line, cell = split_line(parser, line)
+        options = parser.parse_line(line)
+        with interrupts.guard():
+            try:
+                frame = self._infer(options, cell)
+            except (NbinferError, RunInterrupted) as error:
+                if error.frame is not None:
+                    self._keep(error.frame, options, show=True)
+                raise
+            return self._keep(frame, options, show=options.show)
+
+    def engine(self, line: str) -> pd.DataFrame | None:
+        """Run ``%engine``."""
+        options = engine_parser().parse_line(line)
+        if options.action is None:
+            return overview.engines()
+        getattr(self, f"_engine_{options.action}")(options)
+        return None
+
+    # -------------------------------------------------------------------- %%infer
+
+    def _infer(self, options: argparse.Namespace, body: str) -> pd.DataFrame:
+        chosen = selection.for_engine(options.engine, options.model, _settings(options.kwarg))
+        model = chosen.model
+        adapter = None
+        if options.adapter is not None:
+            adapter = Path(options.adapter).name
+            model = _with_adapter(model, adapter, options.adapter)
+        engine = registry.engine_class(chosen.engine)(model)
+        params = self._generation(options, adapter)
+        prompts: Any = self._prompts(options, body)
+        single = len(prompts) == 1 and params.n == 1 and options.data is None
+        stream = single and options.out is None and not options.no_stream
+        extra: dict[str, Any] = {}
+        if options.data is not None:
+            (extra["template"],) = prompts
+            prompts = self._data(options.data)
+            extra["variables"] = self.shell.user_ns if options.vars else None
+        return engine.infer(
+            prompts,
+            params,
+            system=options.system,
+            batch_size=options.batch_size,
+            wait=not options.no_wait,
+            stream=stream,
+            progress=CellStream(in_kernel()) if stream else None,
+            **extra,
+        )
+
+    def _prompts(self, options: argparse.Namespace, body: str) -> list[Any]:
+        texts = _split(body, options.sep)
+        if not texts:
+            raise ConfigurationError(
+                "the cell has no prompt", hint="write it below the %%infer line"
+            )
+        if options.data is not None:
+            if len(texts) > 1:
+                raise ConfigurationError(
+                    f"--data fills one prompt, and the cell has {len(texts)}",
+                    hint=f"a line {options.sep} separates prompts; --sep TEXT changes it",
+                )
+            return texts
+        if options.vars:
+            texts = [fill(text, self.shell.user_ns) for text in texts]
+        if options.image is None:
+            return texts
+        image = ImagePart(self.shell.user_ns.get(options.image, options.image))
+        return [Conversation([Message(Role.USER, [image, TextPart(t)])]) for t in texts]
+
+    def _generation(self, options: argparse.Namespace, adapter: str | None) -> GenerationParams:
+        given = {
+            "max_new_tokens": options.max_new_tokens,
+            "temperature": options.temperature,
+            "top_p": options.top_p,
+            "seed": options.seed,
+            "n": options.n,
+            "raw": options.raw or None,
+            "adapter": adapter,
+        }
+        values = {name: value for name, value in given.items() if value is not None}
+        values.update(parse_setting(text) for text in options.set)
+        if options.schema is not None:
+            schema = self._variable(options.schema, "--schema")
+            values["guided_decoding"] = GuidedDecodingParams(json=schema)
+        return GenerationParams(**values)
+
+    def _variable(self, name: str, option: str) -> Any:
+        if name not in self.shell.user_ns:
+            raise ConfigurationError(f"{option}: the notebook has no variable {name!r}")
+        return self.shell.user_ns[name]
+
+    def _data(self, name: str) -> Any:
+        value = self._variable(name, "--data")
+        if not hasattr(value, "columns"):
+            raise ConfigurationError(f"--data: {name!r} is no DataFrame but {type(value).__name__}")
+        return value
+
+    def _keep(
+        self, frame: pd.DataFrame, options: argparse.Namespace, *, show: bool
+    ) -> pd.DataFrame | None:
+        if options.out is None and not show:
+            return frame
+        if options.out is not None:
+            self.shell.user_ns[options.out] = frame
+        if show:
+            display(frame)
+        return None
+
+    # -------------------------------------------------------------------- %engine
+
+    def _engine_use(self, options: argparse.Namespace) -> None:
+        chosen = selection.for_engine(options.name, options.model, _settings(options.kwarg))
+        registry.engine_class(chosen.engine)(chosen.model)  # bad parameters are told now
+        selection.use(chosen)
+        print(f"%%infer now uses {chosen.engine} · {visible(chosen.model.model_name)}")
+
+    def _engine_load(self, options: argparse.Namespace) -> None:
+        chosen = selection.for_engine(options.name, options.model, _settings(options.kwarg))
+        engine = registry.engine_class(chosen.engine)(chosen.model).load()
+        memory = engine.memory()["memory_bytes"] or 0
+        name = visible(chosen.model.model_name)
+        print(f"{chosen.engine} · {name} is loaded: {memory / 1e6:,.0f} MB")
+
+    def _engine_unload(self, options: argparse.Namespace) -> None:
+        found = self._residents(options, all_without_name=True)
+        for resident in found:
+            freed = pool.unload(resident)
+            print(f"{visible(resident.label)} is unloaded: {freed / 1e6:,.0f} MB came back")
+        if not found:
+            print("nothing was loaded")
+
+    def _engine_restart(self, options: argparse.Namespace) -> None:
+        self._engine_unload(options)
+        self._engine_load(options)
+
+    def _engine_logs(self, options: argparse.Namespace) -> None:
+        for resident in self._residents(options):
+            if resident.worker is not None:
+                print(visible(resident.worker.log_tail(options.lines)))
+
+    def _residents(
+        self, options: argparse.Namespace, *, all_without_name: bool = False
+    ) -> list[Resident]:
+        name = options.name
+        if name is None and not all_without_name:
+            name = selection.current().engine
+        if name is not None:
+            registry.spec(name)
+        return [
+            r
+            for r in pool.residents()
+            if (name is None or r.plan.engine == name)
+            and (options.model is None or r.plan.model == options.model)
+        ]
+
+
+def _split(body: str, separator: str) -> list[str]:
+    """Prompts of a cell: the text between lines that hold the separator alone."""
+    prompts: list[list[str]] = [[]]
+    for line in body.splitlines():
+        if line.strip() == separator:
+            prompts.append([])
+        else:
+            prompts[-1].append(line)
+    texts = ["\n".join(lines).strip("\n") for lines in prompts]
+    return [text for text in texts if text.strip()]
+
+
+def _settings(texts: list[str]) -> dict[str, object]:
+    """``KEY=VALUE`` words as a dict; values are Python literals or else text."""
+    values: dict[str, object] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            raise ConfigurationError(f"{text!r:.80} is not KEY=VALUE")
+        values[name] = parse_value(value)
+    return values
+
+
+def _with_adapter(model: ModelParams, name: str, path: str) -> ModelParams:
+    adapters = {**(model.adapters or {}), name: path}
+    return dataclasses.replace(model, adapters=adapters)
