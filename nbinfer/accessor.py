@@ -1,4 +1,7 @@
-"""``df.infer``: what a frame of rows tells beyond its cells. Inert: nothing here runs work."""
+"""``df.infer``: what a frame of rows tells beyond its cells. Inert: nothing here runs work.
+
+A frame that lacks columns raises ``ConfigurationError``, which names them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigurationError
-from .frame import jsonable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["InferAccessor", "compare", "conversations", "install", "manifest", "plot", "summary"]
 
 _TOKENS = ("prompt_tokens", "output_tokens")
+_MEMORY = ("model_memory_bytes", "peak_memory_bytes")
 _FACTS = ("wall_s", "output_tokens_per_s", "requests_per_s", "load_s")
 _NTH = "(nth)"
 _QUANTILES = {
@@ -37,11 +40,8 @@ _QUANTILES = {
 def _checked(df: pd.DataFrame, *names: str) -> pd.DataFrame:
     missing = [name for name in names if name not in df.columns]
     if missing:
-        listed = ", ".join(map(repr, missing))
-        raise ConfigurationError(
-            f"this DataFrame is no result of nbinfer: it lacks the column"
-            f"{'s' if len(missing) > 1 else ''} {listed}"
-        )
+        lacking = f"column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}"
+        raise ConfigurationError(f"this DataFrame is no result of nbinfer: it lacks the {lacking}")
     return df
 
 
@@ -54,11 +54,8 @@ def manifest(df: pd.DataFrame) -> dict[str, dict[str, Any]]:
         JSON types, and a copy: changing it changes no run. A run of another kernel whose frame
         lost its attributes has an empty one.
 
-    Raises
-    ------
-    ConfigurationError
-        Without the column ``run_id``.
     """
+    from .frame import jsonable
     from .runstore import recall
 
     own = df.attrs.get("nbinfer") or {}
@@ -79,16 +76,11 @@ def summary(df: pd.DataFrame) -> pd.DataFrame:
         ``wall_s, output_tokens_per_s, requests_per_s, load_s`` of the *whole run*, NA where its
         facts are unknown; memory in bytes. Of a part of a run's rows, the counts and quantiles
         describe that part, while wall time and throughput still describe the whole run.
-
-    Raises
-    ------
-    ConfigurationError
-        Where the frame lacks columns that this needs; it names them.
     """
     import pandas as pd
 
-    measured = ("ttft_s", "tpot_s", "latency_s", "model_memory_bytes", "peak_memory_bytes")
-    _checked(df, "run_id", "engine", "model", "finish_reason", *_TOKENS, *measured)
+    _checked(df, "run_id", "engine", "model", "finish_reason", *_TOKENS)
+    _checked(df, "ttft_s", "tpot_s", "latency_s", *_MEMORY)
     facts = manifest(df)
     rows = []
     for run, part in df.groupby("run_id", sort=False):
@@ -100,23 +92,20 @@ def summary(df: pd.DataFrame) -> pd.DataFrame:
             "failed": int((part["finish_reason"] == "error").sum()),
             "cancelled": int((part["finish_reason"] == "cancelled").sum()),
         }
-        # The sum of nothing known is unknown, not 0.
+        # min_count: the sum of nothing known is unknown, not 0.
         row.update({name: part[name].sum(min_count=1) for name in _TOKENS})
         row.update({name: facts[str(run)].get(name) for name in _FACTS})
         for name, (column, share) in _QUANTILES.items():
             known = part[column].dropna()
             row[name] = known.quantile(share) if len(known) else None
-        for name in ("model_memory_bytes", "peak_memory_bytes"):
-            row[name] = part[name].iloc[0]
+        row.update({name: part[name].iloc[0] for name in _MEMORY})
         rows.append(row)
-    names = ["run_id", "engine", "model", "rows", "failed", "cancelled", "prompt_tokens"]
-    names += ["output_tokens", *_FACTS, *_QUANTILES, "model_memory_bytes", "peak_memory_bytes"]
-    kinds = {n: "Float64" if "_s" in n else "Int64" for n in names[3:]}
-    kinds |= dict.fromkeys(names[:3], "str") | dict.fromkeys(("model_memory_bytes",), "Int64")
-    kinds |= {"peak_memory_bytes": "Int64", "rows": "int64", "failed": "int64"}
-    kinds |= {"cancelled": "int64"}
+    kinds = dict.fromkeys(("run_id", "engine", "model"), "str")
+    kinds |= dict.fromkeys(("rows", "failed", "cancelled"), "int64")
+    kinds |= dict.fromkeys(_TOKENS, "Int64")
+    kinds |= dict.fromkeys((*_FACTS, *_QUANTILES), "Float64") | dict.fromkeys(_MEMORY, "Int64")
     table = pd.DataFrame(
-        {name: pd.Series([row[name] for row in rows], dtype=kinds[name]) for name in names}
+        {name: pd.Series([row[name] for row in rows], dtype=kind) for name, kind in kinds.items()}
     )
     table.attrs["nbinfer"] = {"table": "runs"}
     return table
@@ -132,11 +121,6 @@ def compare(df: pd.DataFrame) -> pd.DataFrame:
         ``first_difference`` (Int64, the character at which the outputs first differ, NA where
         they are equal). No output at all is not the same as an empty one. Rows of one run that
         share an id are compared in their order.
-
-    Raises
-    ------
-    ConfigurationError
-        Where the frame lacks columns that this needs; it names them.
     """
     import pandas as pd
 
@@ -206,8 +190,6 @@ def plot(df: pd.DataFrame) -> Figure:
     ------
     NbinferError
         Without matplotlib.
-    ConfigurationError
-        Where the frame lacks columns that this needs; it names them.
     """
     from .timeline import draw
 
@@ -240,9 +222,6 @@ class InferAccessor:
     def plot(self) -> Figure:
         """See ``nbinfer.plot``."""
         return plot(self._df)
-
-
-# --------------------------------------------------------------------- registration
 
 
 class _WhenPandasArrives(importlib.abc.MetaPathFinder):
@@ -298,7 +277,8 @@ def _remove_hooks() -> None:
 
 def _register(pandas: Any) -> None:
     with contextlib.suppress(Exception):  # a convenience must never break somebody's import
-        if getattr(pandas.DataFrame, "infer", None).__module__ == __name__:
+        before = getattr(pandas.DataFrame, "infer", None)
+        if getattr(before, "__module__", None) == __name__:
             del pandas.DataFrame.infer  # ours from before a reload; pandas would warn
         pandas.api.extensions.register_dataframe_accessor("infer")(InferAccessor)
 

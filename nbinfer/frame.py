@@ -201,7 +201,5 @@ def _encodable(value: Any) -> str | None:
     """Text that Arrow can hold: a lone surrogate is no character, and shows as U+FFFD."""
     if value is None or value != value:
         return None
-    value = str(value)
-    if value.isascii():
-        return value
-    return _SURROGATES.sub("\ufffd", value)
+    text = str(value)
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)

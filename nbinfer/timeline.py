@@ -25,7 +25,8 @@ def draw(df: pd.DataFrame) -> Figure:
         raise NbinferError(
             "plots need matplotlib, which is not installed", hint='pip install "nbinfer[plot]"'
         ) from None
-    runs = list(df.groupby("run_id", sort=False))[:MOST_RUNS]
+    every = list(df.groupby("run_id", sort=False))
+    runs = every[:MOST_RUNS]
     heights = [0.9 + 0.16 * min(len(part), MOST_ROWS) for _, part in runs]
     figure = Figure(figsize=(8, sum(heights) + 0.6), layout="constrained")
     panels = figure.subplots(
@@ -34,6 +35,8 @@ def draw(df: pd.DataFrame) -> Figure:
     for panel, (run, part) in zip(panels[:, 0], runs, strict=True):
         _bars(panel, str(run), part)
     panels[-1, 0].set_xlabel("seconds since the run was submitted")
+    if len(every) > len(runs):
+        figure.suptitle(f"the first {len(runs)} of {len(every)} runs", fontsize=9)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -52,8 +55,10 @@ def _bars(panel: Any, run: str, part: pd.DataFrame) -> None:
     left_out = len(part) - len(shown)
     more = f", {left_out:,} more rows left out" if left_out else ""
     title = f"{part['engine'].iloc[0]} · {part['model'].iloc[0]} · {run}{more}"
-    panel.set_title(title, loc="left", fontsize=9)
-    panel.set_yticks(list(rows), [str(i)[:16] for i in shown["id"]], fontsize=7)
+    # A model's name or an id is text, also where it looks like TeX.
+    panel.set_title(title, loc="left", fontsize=9, parse_math=False)
+    labels = [str(i)[:16] for i in shown["id"]]
+    panel.set_yticks(list(rows), labels, fontsize=7, parse_math=False)
     panel.invert_yaxis()
     panel.set_ylabel("id")
     panel.spines[["top", "right"]].set_visible(False)

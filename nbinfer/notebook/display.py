@@ -7,39 +7,28 @@ are shown instead of obeyed. Only what is shown is formatted, however large the 
 from __future__ import annotations
 
 import html
+import itertools
 import re
 import shutil
 import unicodedata
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..frame import COLUMNS
+
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "format_bytes",
-    "format_seconds",
-    "frame_html",
-    "frame_text",
-    "visible",
-]
+__all__ = ["format_bytes", "format_seconds", "frame_html", "frame_text", "visible"]
 
 # Said once in the caption, because they are the run's and not the row's.
 CAPTION_COLUMNS = ("engine", "model", "run_id", "model_memory_bytes", "peak_memory_bytes")
 # What a narrow terminal can do without, the most dispensable first.
-LEAST_FIRST = (
-    "cached_tokens",
-    "queue_s",
-    "prompt_tokens",
-    "tpot_s",
-    "finish_reason",
-    "ttft_s",
-)
+LEAST_FIRST = ("cached_tokens", "queue_s", "prompt_tokens", "tpot_s", "finish_reason", "ttft_s")
 MARKS = ("prompt", "output", "run_id")
 UNKNOWN = "–"
 
 _SECONDS = re.compile(r"(?<!_per)_s(_p\d+)?$")
-_NUMBERS = re.compile(r"_s(_p\d+)?$|_bytes$|_tokens$|^(id|sample|pid|rows|failed|cancelled)$")
 
 # Everything but tab and newline below space, DEL, C1, and what turns the reading direction.
 _HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -93,126 +82,165 @@ def format_seconds(seconds: Any) -> str:
 
 def _unknown(value: Any) -> bool:
     # pandas.NA first: it has no truth value to compare with.
-    if value is None or type(value).__name__ == "NAType":
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
     return isinstance(value, float) and value != value
-
-
-# ----------------------------------------------------------------------- the view
 
 
 class View:
     """The part of a frame that is shown, as text cells, and the lines around it."""
 
     def __init__(self, df: pd.DataFrame, max_rows: int, max_chars: int) -> None:
-        max_rows, max_chars = _user_bounds(max_rows, max_chars)
-        table = df.attrs["nbinfer"].get("table")
-        self.columns = list(df.columns)
-        if table is None:
-            said = {n for n in CAPTION_COLUMNS if n in df.columns and _constant(df, n)}
-            empty = {n for n in df.columns if n not in MARKS and df[n].isna().all()}
-            self.columns = [n for n in df.columns if n not in said | empty]
-        cut = len(df) > max_rows
-        head = (max_rows + 1) // 2 if cut else len(df)
-        tail = max_rows - head if cut else 0
-        self.head = self._cells(df.iloc[:head], max_chars)
-        self.tail = self._cells(df.iloc[len(df) - tail :], max_chars) if tail else []
-        self.left_out = len(df) - head - tail
-        self.caption = _caption(df) if table is None else visible(table)
-        self.note = self._note(df, max_rows, max_chars)
+        self.max_rows, self.max_chars, max_columns = _bounds(max_rows, max_chars)
+        facts = df.attrs.get("nbinfer") or {}
+        self.total = len(df)
+        head = (self.max_rows + 1) // 2 if self.total > self.max_rows else self.total
+        tail = min(self.max_rows, self.total) - head
+        self.head_rows, self.left_out = head, self.total - head - tail
+        places, self.columns_left_out = _places(df, facts, max_columns)
+        self.cut = False
+        # Only what is shown from here on: a cell may be megabytes long.
+        shown = df.iloc[[*range(head), *range(self.total - tail, self.total)]]
+        self.names: list[str] = []
+        self.right: list[bool] = []
+        self.cells: list[list[str]] = []
+        for level in range(shown.index.nlevels if _telling(df.index) else 0):
+            values = shown.index.get_level_values(level)
+            self._add(values.name if values.name is not None else "", values)
+        for place in places:  # by place: names need not be unique
+            self._add(df.columns[place], shown.iloc[:, place])
+        self.caption = _line(facts["table"]) if "table" in facts else _caption(df, facts)
 
-    def _cells(self, part: pd.DataFrame, max_chars: int) -> list[list[str]]:
-        formatted = []
-        for name in self.columns:
-            to_text = _formatter(str(name), max_chars)
-            formatted.append([to_text(value) for value in part[name].tolist()])
-        return [list(row) for row in zip(*formatted, strict=True)]
+    def _add(self, name: Any, values: Any) -> None:
+        from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-    def _note(self, df: pd.DataFrame, max_rows: int, max_chars: int) -> str:
+        unit = _unit(str(name))
+        self.names.append(_line(str(name)))
+        self.right.append(is_numeric_dtype(values.dtype) and not is_bool_dtype(values.dtype))
+        self.cells.append([self._text(value, unit) for value in values.tolist()])
+
+    def _text(self, value: Any, unit: Callable[[Any], str] | None) -> str:
+        if _unknown(value):
+            return UNKNOWN
+        if isinstance(value, float | int) and not isinstance(value, bool):
+            # A user's text column may be called answer_s: a unit is for numbers alone.
+            return (
+                unit(value) if unit else f"{value:.4g}" if isinstance(value, float) else f"{value}"
+            )
+        text = value if isinstance(value, str) else str(value)
+        if len(text) <= self.max_chars:
+            return visible(text)
+        self.cut = True
+        return visible(text[: self.max_chars]) + "…"
+
+    @property
+    def rows(self) -> list[list[str]]:
+        return [list(row) for row in zip(*self.cells, strict=True)]
+
+    @property
+    def note(self) -> str:
+        """What is not shown, and the setting that shows it."""
         parts = []
         if self.left_out:
-            parts.append(
-                f"{max_rows:,} of {len(df):,} rows shown; "
-                "pandas.set_option('display.max_rows', N) shows more"
-            )
-        if any(cell.endswith("…") for row in (*self.head, *self.tail) for cell in row):
-            parts.append(
-                f"long text cut at {max_chars:,} characters; "
-                "pandas.set_option('display.max_colwidth', N) shows more"
-            )
+            parts.append(_lifted(f"{self.max_rows:,} of {self.total:,} rows shown", "max_rows"))
+        if self.columns_left_out:
+            parts.append(_lifted(f"{self.columns_left_out:,} columns left out", "max_columns"))
+        if self.cut:
+            parts.append(_lifted(f"long text cut at {self.max_chars:,} characters", "max_colwidth"))
         return ". ".join(parts)
 
     def narrow(self, width: int) -> list[str]:
         """Drop the columns that a narrow terminal can do without; returns their names."""
         hidden = []
         for name in LEAST_FIRST:
-            texts = sum(not self.aligned_right(n) for n in self.columns)
-            needed = 10 * (len(self.columns) - texts) + 26 * texts
-            if needed > width and name in self.columns:
-                place = self.columns.index(name)
-                self.columns.pop(place)
-                for row in (*self.head, *self.tail):
-                    row.pop(place)
+            if name in self.names and sum(10 if r else 26 for r in self.right) > width:
+                place = self.names.index(name)
+                for parts in (self.names, self.right, self.cells):
+                    del parts[place]
                 hidden.append(name)
         return hidden
 
-    def aligned_right(self, name: str) -> bool:
-        return _NUMBERS.search(str(name)) is not None
 
-
-def _user_bounds(max_rows: int, max_chars: int) -> tuple[int, int]:
+def _bounds(rows: int, chars: int) -> tuple[int, int, int]:
     """Our bounds, or pandas' where the user has changed those from their defaults."""
     import pandas as pd
 
-    rows, chars = pd.get_option("display.max_rows"), pd.get_option("display.max_colwidth")
-    if rows != 60:
-        max_rows = 10**9 if rows is None else max(int(rows), 1)
-    if chars != 50:
-        max_chars = 10**9 if chars is None else max(int(chars), 4)
-    return max_rows, max_chars
+    def chosen(option: str, ours: int, least: int, defaults: tuple[int, ...]) -> int:
+        value = pd.get_option(f"display.{option}")
+        if value in defaults:
+            return ours
+        return 10**9 if value is None else max(int(value), least)
+
+    text = chosen("max_colwidth", chars, 4, (50, 0))
+    return chosen("max_rows", rows, 1, (60, 0)), text, chosen("max_columns", 24, 1, (20, 0))
 
 
-def _constant(df: pd.DataFrame, name: Any) -> bool:
-    return bool(df[name].nunique(dropna=False) <= 1)
+def _lifted(what: str, option: str) -> str:
+    return f"{what}; pandas.set_option('display.{option}', N) shows more"
 
 
-def _formatter(name: str, max_chars: int) -> Callable[[Any], str]:
+def _places(df: pd.DataFrame, facts: Mapping[str, Any], max_columns: int) -> tuple[list[int], int]:
+    """The places of the columns to show, and how many are left out for being too many.
+
+    What is empty or said in the caption is not shown. Of too many columns the user's own go, the
+    last first.
+    """
+    if "table" in facts:
+        return list(range(df.shape[1])), 0
+    places = [
+        place
+        for place, name in enumerate(df.columns)
+        if name in MARKS[:2]
+        or not (df.iloc[:, place].isna().all() or _said(name, df.iloc[:, place], facts))
+    ]
+    ours = [place for place in places if df.columns[place] in COLUMNS]
+    users = [place for place in places if df.columns[place] not in COLUMNS]
+    kept = users[: max(max_columns - len(ours), 1)]
+    return sorted([*ours, *kept]), len(users) - len(kept)
+
+
+def _said(name: Any, values: pd.Series[Any], facts: Mapping[str, Any]) -> bool:
+    """Whether the caption says the column's one value."""
+    if name not in CAPTION_COLUMNS or facts.get(name) is None:
+        return False
+    return not len(values) or bool((values == facts[name]).fillna(False).all())
+
+
+def _telling(index: pd.Index[Any]) -> bool:
+    """Whether the index holds something of the user's, such as an id, and no mere position."""
+    named = any(name is not None for name in index.names)
+    return named or index.nlevels > 1 or index.dtype.kind != "i"
+
+
+def _unit(name: str) -> Callable[[Any], str] | None:
     if name.endswith("_bytes"):
         return format_bytes
-    if _SECONDS.search(name):
-        return format_seconds
-
-    def text(value: Any) -> str:
-        if not isinstance(value, list | dict | tuple) and _unknown(value):
-            return UNKNOWN
-        if isinstance(value, float):
-            return f"{value:.4g}"
-        # Cut before anything else is done with it: a value may be megabytes long.
-        long = value if isinstance(value, str) else repr(value)
-        return visible(long[:max_chars]) + ("…" if len(long) > max_chars else "")
-
-    return text
+    return format_seconds if _SECONDS.search(name) else None
 
 
-def _caption(df: pd.DataFrame) -> str:
-    facts: Mapping[str, Any] = df.attrs["nbinfer"]
-    parts = [str(facts.get(name)) for name in ("engine", "model") if facts.get(name)]
+def _line(text: str) -> str:
+    """A name as one line of bounded length: a path, or a user's column."""
+    short = text if len(text) <= 200 else text[:200] + "…"
+    return visible(short).replace("\n", "⏎").replace("\t", " ")
+
+
+def _caption(df: pd.DataFrame, facts: Mapping[str, Any]) -> str:
+    parts = [_line(str(facts[name])) for name in ("engine", "model") if facts.get(name)]
     parts.append(f"{len(df):,} row" + ("" if len(df) == 1 else "s"))
     for name, word in (("rows_failed", "failed"), ("rows_cancelled", "cancelled")):
         if facts.get(name):
             parts.append(f"{facts[name]:,} {word}")
     if not _unknown(facts.get("wall_s")):
         parts.append(format_seconds(facts["wall_s"]))
-    if facts.get("output_tokens_per_s"):
-        parts.append(f"{facts['output_tokens_per_s']:.0f} tok/s")
+    speed = facts.get("output_tokens_per_s")
+    if speed:
+        parts.append(f"{speed:.0f} tok/s" if speed >= 9.95 else f"{speed:.2g} tok/s")
     memory = [
         f"{format_bytes(facts[name])} {word}"
         for name, word in (("model_memory_bytes", "resident"), ("peak_memory_bytes", "peak"))
         if not _unknown(facts.get(name))
     ]
-    if memory:
-        parts.append(", ".join(memory))
-    return visible(" · ".join(parts))
+    return " · ".join([*parts, *([", ".join(memory)] if memory else [])])
 
 
 def frame_html(df: pd.DataFrame, *, max_rows: int = 20, max_chars: int = 300) -> str:
@@ -230,10 +258,8 @@ def frame_html(df: pd.DataFrame, *, max_rows: int = 20, max_chars: int = 300) ->
     edge = "border-bottom:1px solid color-mix(in srgb,currentColor 25%,transparent)"
     cell = f"padding:.2em .6em;vertical-align:top;{edge}"
     prose = f"{cell};text-align:left;white-space:pre-wrap;overflow-wrap:anywhere;min-width:8em"
-    styles = [
-        f"{cell};text-align:right;white-space:nowrap" if view.aligned_right(n) else prose
-        for n in view.columns
-    ]
+    number = f"{cell};text-align:right;white-space:nowrap"
+    styles = [number if right else prose for right in view.right]
 
     def line(tag: str, cells: list[str]) -> str:
         drawn = (
@@ -242,19 +268,17 @@ def frame_html(df: pd.DataFrame, *, max_rows: int = 20, max_chars: int = 300) ->
         )
         return f"<tr>{''.join(drawn)}</tr>"
 
-    rows = [line("td", row) for row in view.head]
+    rows = [line("td", row) for row in view.rows]
     if view.left_out:
-        gap = f"… {view.left_out:,} more rows …"
-        span = len(view.columns)
-        rows.append(f'<tr><td colspan="{span}" style="{cell};opacity:.7">{gap}</td></tr>')
-    rows += [line("td", row) for row in view.tail]
+        gap = f'<td colspan="{len(styles)}" style="{cell};opacity:.7">{_gap(view)}</td>'
+        rows.insert(view.head_rows, f"<tr>{gap}</tr>")
     note = (
         f'<div style="opacity:.7;font-size:85%">{html.escape(view.note)}</div>' if view.note else ""
     )
     return (
         f'<div><div style="opacity:.8;font-size:90%">{html.escape(view.caption)}</div>'
         f'<table style="border-collapse:collapse"><thead>'
-        f"{line('th', [visible(str(n)) for n in view.columns])}</thead>"
+        f"{line('th', view.names)}</thead>"
         f"<tbody>{''.join(rows)}</tbody></table>{note}</div>"
     )
 
@@ -274,10 +298,13 @@ def frame_text(
     width = width or shutil.get_terminal_size((120, 24)).columns
     view = View(df, max_rows, max_chars)
     hidden = view.narrow(width)
-    names = [visible(str(n)) for n in view.columns]
-    rows = [[c.replace("\n", "⏎").replace("\t", " ") for c in r] for r in (*view.head, *view.tail)]
-    right = [view.aligned_right(n) for n in view.columns]
-    widths = [max(map(_columns, column)) for column in zip(names, *rows, strict=True)]
+    names, right = view.names, view.right
+    # No more of a cell than a line could hold: measuring megabytes would take seconds.
+    rows = [
+        [c[: 4 * width].replace("\n", "⏎").replace("\t", " ") for c in row] for row in view.rows
+    ]
+    wanted = [max(map(_columns, column)) for column in zip(names, *rows, strict=True)]
+    widths = [w if r else min(w, width) for w, r in zip(wanted, right, strict=True)]
     while sum(widths) + 2 * len(widths) > width:
         widest = max(range(len(widths)), key=lambda i: 0 if right[i] else widths[i])
         if right[widest] or widths[widest] <= max(12, _columns(names[widest])):
@@ -290,10 +317,16 @@ def frame_text(
 
     lines = [line(names), *map(line, rows)]
     if view.left_out:
-        lines.insert(1 + len(view.head), f"… {view.left_out:,} more rows …")
+        lines.insert(1 + view.head_rows, _gap(view))
     if hidden:
         lines.append(f"a wider terminal shows more columns: {', '.join(hidden)}")
+    elif widths != wanted:
+        lines.append("a wider terminal shows more of the text")
     return "\n".join([view.caption, *lines, *([view.note] if view.note else [])])
+
+
+def _gap(view: View) -> str:
+    return f"… {view.left_out:,} more rows …"
 
 
 def _columns(text: str) -> int:
@@ -308,8 +341,7 @@ def _columns(text: str) -> int:
 
 def _fit(text: str, width: int, right: bool) -> str:
     if _columns(text) > width:
-        while _columns(text) > width - 1:
-            text = text[:-1]
-        text += "…"
+        ends = itertools.accumulate(map(_columns, text))
+        text = text[: sum(end < width for end in ends)] + "…"
     space = " " * (width - _columns(text))
     return space + text if right else text + space

@@ -127,6 +127,7 @@ def test_the_store_is_bounded():
         "import nbinfer, sys; assert 'pandas' not in sys.modules; import pandas",
         "import pandas, nbinfer",
         "import nbinfer; import pandas.api.types; import pandas",
+        "import nbinfer, importlib.util as u; assert u.find_spec('pandas').origin; import pandas",
         "import nbinfer, importlib; importlib.reload(nbinfer); import pandas",
         "import nbinfer, importlib, pandas; importlib.reload(nbinfer)",
         "import nbinfer.accessor as a; a.install(); a.install(); import pandas",
@@ -138,8 +139,83 @@ def test_whichever_is_imported_first(code):
         "; assert pandas.DataFrame.infer is InferAccessor or pandas.DataFrame({}).infer"
         "; assert not [f for f in sys.meta_path if type(f).__name__ == '_WhenPandasArrives']"
         "; assert type(pandas.__spec__.loader).__name__ == 'SourceFileLoader'"
+        "; assert pandas.__loader__ is pandas.__spec__.loader"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code + check], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_missing_columns_are_all_named():
+    with pytest.raises(ConfigurationError, match="columns 'prompt_tokens', 'output_tokens'"):
+        run("r", "a").drop(columns=["prompt_tokens", "output_tokens"]).infer.summary()
+
+
+def test_the_sum_of_unknown_counts_is_unknown():
+    frame = build([Row(0, id=0, output="a")], {"run_id": "r", "engine": "echo", "model": "m"})
+    line = frame.infer.summary().loc[0]
+    assert pd.isna(line["prompt_tokens"])
+    assert pd.isna(line["output_tokens"])
+    assert line["rows"] == 1
+
+
+def test_compare_keeps_rows_that_share_an_id_and_the_order_of_ids():
+    def of(name: str, *outputs: str) -> pd.DataFrame:
+        rows = [Row(i, id=k, output=o) for i, (k, o) in enumerate(zip("zaz", outputs, strict=True))]
+        return build(rows, {"run_id": name, "engine": name, "model": "m"})
+
+    table = pd.concat([of("x", "1", "2", "3"), of("y", "1", "2", "4")]).infer.compare()
+    assert table.index.tolist() == ["z", "a", "z"]
+    assert table["x · m"].tolist() == ["1", "2", "3"]
+    assert table["same"].tolist() == [True, True, False]
+
+
+def test_compare_no_output_is_not_an_empty_output():
+    failed = build([Row(0, id=0)], {"run_id": "q", "engine": "other", "model": "m"})
+    table = pd.concat([run("r", ""), failed]).infer.compare()
+    assert table["same"].tolist() == [False]
+    assert table["first_difference"].tolist() == [0]
+
+
+def test_compare_one_sample_with_several():
+    rows = [Row(0, s, id=0, output="o0") for s in (0, 1)]
+    several = build(rows, {"run_id": "q", "engine": "other", "model": "m"}, samples=True)
+    table = pd.concat([run("r", "o0"), several]).infer.compare()
+    assert table.index.tolist() == [(0, 0), (0, 1)]
+    assert table["same"].tolist() == [True, False]
+
+
+def test_conversations_come_back_from_parquet(tmp_path):
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    row = Row(0, id=0, prompt="u", output="a", messages=messages)
+    facts = {"run_id": "r", "engine": "echo", "model": "m"}
+    build([row], facts, optional=("messages",)).to_parquet(tmp_path / "f.parquet")
+    talk = pd.read_parquet(tmp_path / "f.parquet").infer.conversations()[0]
+    assert talk.to_list() == [*messages, {"role": "assistant", "content": "a"}]
+
+
+def test_a_manifest_is_a_copy():
+    frame = run("r", "a", nested={"k": 1})
+    frame.infer.manifest()["r"]["nested"]["k"] = 2
+    assert frame.infer.manifest()["r"]["nested"] == {"k": 1}
+    assert runstore.recall("r")["nested"] == {"k": 1}
+
+
+def test_an_import_that_fails_may_be_tried_again(tmp_path):
+    (tmp_path / "pandas.py").write_text("raise ImportError('broken')")
+    code = f"""
+import sys, nbinfer
+sys.path.insert(0, {str(tmp_path)!r})
+try:
+    import pandas
+except ImportError as error:
+    assert "broken" in str(error)
+sys.path.pop(0)
+import pandas
+assert pandas.DataFrame({{}}).infer
+"""
+    done = subprocess.run(
+        [sys.executable, "-B", "-W", "error", "-c", code], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import html.parser
+import re
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -200,3 +203,104 @@ def test_another_extensions_formatter_is_kept_and_given_back():
     assert "theirs" not in shell.display_formatter.format(frame_of("x"))[0]["text/html"]
     uninstall_formatters(shell)
     assert shell.display_formatter.format(frame_of("x"))[0]["text/html"] == "theirs"
+
+
+def test_a_users_text_column_may_have_a_units_name():
+    inputs = pd.DataFrame({"answer_s": ["abc"], "note_bytes": ["<b>"], "size_bytes": [1234]})
+    page = Tags(frame_html(build([Row(0, id=0, prompt="p", output="o")], FACTS, inputs=inputs)))
+    for text in ("abc", "<b>", "1.23 kB"):
+        assert text in page.text
+
+
+def test_names_need_not_be_unique():
+    frame = frame_of("first")
+    both = pd.concat([frame, frame], axis=1)
+    assert both.attrs == frame.attrs
+    assert frame_html(both).count("first") == 2
+    assert frame_text(both, width=200).count("first") == 2
+
+
+def test_an_index_of_the_users_is_shown_and_a_position_is_not():
+    frame = build([Row(0, id="<key>", prompt="p", output="o")], FACTS)
+    assert "<key>" in Tags(frame_html(frame.set_index("id"))).text
+    assert frame_text(frame.set_index("id"), width=200).splitlines()[1].split()[0] == "id"
+    cut = frame_of("a", "b", "c")
+    assert frame_text(cut[cut["id"] > 1], width=200).splitlines()[2].split()[:2] == ["2", "p"]
+
+
+def test_an_ellipsis_of_the_models_own_is_no_cut():
+    assert "cut at" not in frame_html(frame_of("to be continued…"))
+    assert "cut at 4 characters" in frame_html(frame_of("abcdef"), max_rows=1, max_chars=4)
+
+
+def test_an_unbounded_column_width_is_honoured_without_measuring_all_of_it():
+    frame = frame_of(*["é" * 100_000] * 3)  # was quadratic: minutes
+    with pd.option_context("display.max_colwidth", None):
+        text = frame_text(frame, width=100)
+        assert frame_html(frame).count("é") == 300_000
+    assert all(len(line) <= 100 for line in text.splitlines())
+    assert "a wider terminal shows more of the text" in text
+
+
+def test_many_input_columns_are_bounded_and_said():
+    inputs = pd.DataFrame({f"c{i}": ["<" * 300] * 30 for i in range(500)})
+    rows = [Row(i, id=i, prompt="p", output="o") for i in range(30)]
+    frame = build(rows, FACTS, inputs=inputs)
+    page = frame_html(frame)
+    assert len(page) < 1_000_000
+    assert "479 columns left out; pandas.set_option(&#x27;display.max_columns&#x27;, N)" in page
+    assert ">output</th>" in page
+    with pd.option_context("display.max_columns", None):
+        assert ">c499</th>" in frame_html(frame)
+
+
+def test_names_and_captions_are_one_line_each():
+    inputs = pd.DataFrame({"a\nb\x1b": ["v"]})
+    row = Row(0, id=0, prompt="p", output="o")
+    frame = build([row], {**FACTS, "model": "x\n\x1b[2J" + "y" * 9_999}, inputs=inputs)
+    lines = frame_text(frame, width=400).splitlines()
+    assert lines[0].startswith("echo · x⏎␛[2Jyyy")
+    assert len(lines[0]) < 400
+    assert lines[1].split()[0] == "a⏎b␛"
+
+
+def test_what_the_caption_does_not_say_stays_a_column():
+    frame = frame_of("a", "b")
+    frame["model"] = "another"
+    assert "another" in frame_text(frame, width=200)
+    frame.attrs.clear()
+    assert frame_text(frame, width=400).splitlines()[0] == "2 rows"
+    assert "echo" in frame_text(frame, width=400)
+
+
+def test_numbers_are_right_and_text_ids_left():
+    inputs = pd.DataFrame({"score": [0.123456], "ok": [True]})
+    page = frame_html(build([Row(0, id="k", prompt="p", output="o")], FACTS, inputs=inputs))
+    by_text = {text: style for style, text in re.findall(r'<td style="([^"]*)">([^<]*)</td>', page)}
+    assert "text-align:right" in by_text["0.1235"]
+    assert "text-align:left" in by_text["k"]
+    assert "text-align:left" in by_text["True"]
+
+
+def test_formatters_installed_before_pandas_work_after():
+    code = """
+from IPython.core.interactiveshell import InteractiveShell
+from nbinfer.notebook.formatters import install_formatters, uninstall_formatters
+import sys
+shell = InteractiveShell.instance()
+install_formatters(shell)
+assert "pandas" not in sys.modules
+import pandas as pd
+from nbinfer.frame import Row, build
+frame = build([Row(0, id=0, prompt="p", output="<b>")], {"run_id": "r", "engine": "echo"})
+shown, _ = shell.display_formatter.format(frame)
+assert "&lt;b&gt;" in shown["text/html"]
+assert shown["text/plain"].startswith("echo"), shown
+plain = pd.DataFrame({"a": [1]})
+assert shell.display_formatter.format(plain)[0]["text/html"] == plain._repr_html_()
+assert shell.display_formatter.format(plain)[0]["text/plain"] == repr(plain)
+uninstall_formatters(shell)
+assert shell.display_formatter.format(frame)[0]["text/plain"] == repr(frame)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

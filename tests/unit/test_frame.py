@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -137,3 +138,32 @@ def test_a_hundred_thousand_rows():
     frame = build([Row(i, id=i, output="x", ttft_s=i / 8) for i in range(count)], FACTS)
     assert len(frame) == count
     assert frame["ttft_s"].iloc[-1] == (count - 1) / 8
+
+
+def test_nan_text_is_na_and_a_models_name_may_be_no_text():
+    frame = build([Row(0, id=0, prompt="p", output=math.nan)], {**FACTS, "model": "m\udcff"})
+    assert pd.isna(frame.loc[0, "output"])
+    assert frame.loc[0, "model"] == "m\ufffd"
+
+
+def test_an_id_beyond_64_bits_is_kept():
+    frame = build([Row(0, id=2**70), Row(1, id=1)], FACTS)
+    assert frame["id"].tolist() == [2**70, 1]
+    assert str(frame["id"].dtype) == "object"
+
+
+def test_numbers_of_numpy_stay_numbers_in_the_facts():
+    facts = jsonable({"a": np.int64(5), "b": np.float32(1.5), "c": np.float64("nan"), "d": True})
+    assert facts == {"a": 5, "b": 1.5, "c": None, "d": True}
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_sample_and_optional_names_collide_only_where_they_are_ours():
+    inputs = pd.DataFrame({"sample": [9], "messages": ["m"]})
+    rows = [Row(0, s, id=0, messages=[]) for s in (0, 1)]
+    kept = build(rows[:1], FACTS, inputs=inputs)
+    assert list(kept.columns[:2]) == ["sample", "messages"]
+    renamed = build(rows, FACTS, inputs=inputs, samples=True, optional=("messages",))
+    assert list(renamed.columns[:2]) == ["input_sample", "input_messages"]
+    assert renamed["sample"].tolist() == [0, 1]
+    assert renamed["input_sample"].tolist() == [9, 9]
