@@ -18,8 +18,8 @@ from ..progress import in_kernel
 from ..prompts import fill
 from ..residents import Resident, pool
 from .arguments import engine_parser, infer_parser, split_line
-from .display import visible
 from .status import CellStream
+from .text import visible
 
 if TYPE_CHECKING:
     import pandas as pd

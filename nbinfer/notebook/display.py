@@ -7,14 +7,13 @@ are shown instead of obeyed. Only what is shown is formatted, however large the 
 from __future__ import annotations
 
 import html
-import itertools
 import re
 import shutil
-import unicodedata
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..frame import COLUMNS
+from .text import UNKNOWN, fit, format_bytes, format_seconds, terminal_width, unknown, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,65 +25,8 @@ CAPTION_COLUMNS = ("engine", "model", "run_id", "model_memory_bytes", "peak_memo
 # What a narrow terminal can do without, the most dispensable first.
 LEAST_FIRST = ("cached_tokens", "queue_s", "prompt_tokens", "tpot_s", "finish_reason", "ttft_s")
 MARKS = ("prompt", "output", "run_id")
-UNKNOWN = "–"
 
 _SECONDS = re.compile(r"(?<!_per)_s(_p\d+)?$")
-
-# Everything but tab and newline below space, DEL, C1, and what turns the reading direction.
-_HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def visible(text: str) -> str:
-    """The text with its control characters as pictures: nothing in it is obeyed.
-
-    ``ESC`` becomes ``␛``, so no colour, cursor move or title change reaches a terminal; bidi
-    overrides and other control characters become their escapes. Letters of right-to-left
-    scripts, tabs and newlines stay.
-    """
-    return _HARMFUL.sub(_picture, text.replace("\r\n", "\n"))
-
-
-def _picture(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "\u2421"
-    return f"\\u{code:04x}"
-
-
-def format_bytes(count: Any) -> str:
-    """Bytes with a decimal unit: ``193 MB``, ``1.23 GB``; ``–`` where unknown."""
-    if _unknown(count):
-        return UNKNOWN
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if abs(value) < 999.5:
-            break
-        value, unit = value / 1000, larger
-    if unit == "B":
-        return f"{value:.0f} B"
-    return f"{value:.{2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0}f} {unit}"
-
-
-def format_seconds(seconds: Any) -> str:
-    """Seconds: ``0.123 s``, ``12.3 s``, ``2 min 05 s``; ``–`` where unknown."""
-    if _unknown(seconds):
-        return UNKNOWN
-    value = float(seconds)
-    if abs(value) < 9.9995:
-        return f"{value:.3f} s"
-    if abs(value) < 99.95:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest:02d} s"
-
-
-def _unknown(value: Any) -> bool:
-    # pandas.NA first: it has no truth value to compare with.
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
-        return True
-    return isinstance(value, float) and value != value
 
 
 class View:
@@ -120,7 +62,7 @@ class View:
         self.cells.append([self._text(value, unit) for value in values.tolist()])
 
     def _text(self, value: Any, unit: Callable[[Any], str] | None) -> str:
-        if _unknown(value):
+        if unknown(value):
             return UNKNOWN
         if isinstance(value, float | int) and not isinstance(value, bool):
             # A user's text column may be called answer_s: a unit is for numbers alone.
@@ -230,7 +172,7 @@ def _caption(df: pd.DataFrame, facts: Mapping[str, Any]) -> str:
     for name, word in (("rows_failed", "failed"), ("rows_cancelled", "cancelled")):
         if facts.get(name):
             parts.append(f"{facts[name]:,} {word}")
-    if not _unknown(facts.get("wall_s")):
+    if not unknown(facts.get("wall_s")):
         parts.append(format_seconds(facts["wall_s"]))
     speed = facts.get("output_tokens_per_s")
     if speed:
@@ -238,7 +180,7 @@ def _caption(df: pd.DataFrame, facts: Mapping[str, Any]) -> str:
     memory = [
         f"{format_bytes(facts[name])} {word}"
         for name, word in (("model_memory_bytes", "resident"), ("peak_memory_bytes", "peak"))
-        if not _unknown(facts.get(name))
+        if not unknown(facts.get(name))
     ]
     return " · ".join([*parts, *([", ".join(memory)] if memory else [])])
 
@@ -303,16 +245,16 @@ def frame_text(
     rows = [
         [c[: 4 * width].replace("\n", "⏎").replace("\t", " ") for c in row] for row in view.rows
     ]
-    wanted = [max(map(_columns, column)) for column in zip(names, *rows, strict=True)]
+    wanted = [max(map(terminal_width, column)) for column in zip(names, *rows, strict=True)]
     widths = [w if r else min(w, width) for w, r in zip(wanted, right, strict=True)]
     while sum(widths) + 2 * len(widths) > width:
         widest = max(range(len(widths)), key=lambda i: 0 if right[i] else widths[i])
-        if right[widest] or widths[widest] <= max(12, _columns(names[widest])):
+        if right[widest] or widths[widest] <= max(12, terminal_width(names[widest])):
             break
         widths[widest] -= 1
 
     def line(cells: list[str]) -> str:
-        drawn = [_fit(c, w, r) for c, w, r in zip(cells, widths, right, strict=True)]
+        drawn = [fit(c, w, r) for c, w, r in zip(cells, widths, right, strict=True)]
         return "  ".join(drawn).rstrip()
 
     lines = [line(names), *map(line, rows)]
@@ -327,21 +269,3 @@ def frame_text(
 
 def _gap(view: View) -> str:
     return f"… {view.left_out:,} more rows …"
-
-
-def _columns(text: str) -> int:
-    """Terminal columns: wide letters take two, combining marks none."""
-    if text.isascii():
-        return len(text)
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
-
-
-def _fit(text: str, width: int, right: bool) -> str:
-    if _columns(text) > width:
-        ends = itertools.accumulate(map(_columns, text))
-        text = text[: sum(end < width for end in ends)] + "…"
-    space = " " * (width - _columns(text))
-    return space + text if right else text + space

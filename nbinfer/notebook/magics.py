@@ -34,7 +34,7 @@ def clean_errors(magic: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return magic(*args, **kwargs)
         except (NbinferError, RunInterrupted) as error:
-            from .display import visible
+            from .text import visible
 
             lines = [visible(line) for line in brief_traceback(error)]
             error._render_traceback_ = lambda: lines  # type: ignore[union-attr]

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..progress import StatusLine
 from ..records import Delta, Record
-from .display import visible
+from .text import visible
 
 __all__ = ["CellStream", "NotebookStatus"]
 
