@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from typing import Any
@@ -87,6 +88,7 @@ def terminal_width(text: str) -> int:
 
 
 def fit(text: str, width: int, right: bool) -> str:
+    """The text cut or filled up to so many terminal columns."""
     if terminal_width(text) > width:
         ends = itertools.accumulate(map(terminal_width, text))
         text = text[: sum(end < width for end in ends)] + "…"

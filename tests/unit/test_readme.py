@@ -85,12 +85,14 @@ def test_the_columns_are_the_frames_in_its_order():
 
 def test_every_column_and_option_is_explained():
     for mark in ("options", "columns", "settings"):
-        assert all(len(text) > 5 for _, text in marked(mark))
+        assert all(len(text) > 5 for *_, text in marked(mark))
 
 
 def test_the_settings_are_the_ones_that_are_read():
-    said = {name for cell, _ in marked("settings") for name in named(cell)}
-    assert said == {"NBINFER_HOME", *settings._ENVIRONMENT}
+    (home, *_), *rows = marked("settings")
+    assert named(home) == ["NBINFER_HOME"]
+    said = {named(variable)[0]: named(field)[0] for variable, field, _ in rows}
+    assert said == {variable: field for variable, (field, _) in settings._ENVIRONMENT.items()}
 
 
 def test_no_variable_is_named_that_is_not_read():
@@ -100,10 +102,12 @@ def test_no_variable_is_named_that_is_not_read():
 def test_the_defaults_said_in_the_settings_are_true(monkeypatch: pytest.MonkeyPatch):
     for name in [n for n in os.environ if n.startswith("NBINFER_")]:
         monkeypatch.delenv(name)
-    said = {name: text for cell, text in marked("settings") for name in named(cell)}
+    said = {named(variable)[0]: text for variable, _, text in marked("settings")}
     now = settings.Settings()
     assert f"({now.status_delay_s:g})" in said["NBINFER_STATUS_DELAY_S"]
     assert f"({now.cancel_grace_s:g})" in said["NBINFER_CANCEL_GRACE_S"]
+    assert f"`{now.default_engine}`" in said["NBINFER_DEFAULT_ENGINE"]
+    assert f"`{now.default_model}`" in said["NBINFER_DEFAULT_MODEL"]
     assert ",".join(f"{s:g}" for s in now.escalation_s) in said["NBINFER_ESCALATION"]
     home = re.search(r"`(~[^`]+)`", said["NBINFER_HOME"]).group(1)
     assert settings.home() == Path(home).expanduser()
