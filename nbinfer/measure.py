@@ -28,6 +28,13 @@ def process_bytes(pid: int) -> int:
     return 0
 
 
+def _resident(pid: int) -> int:
+    """Resident size of one process in bytes: no PSS, but a hundred times cheaper to ask for."""
+    with contextlib.suppress(psutil.Error):
+        return int(psutil.Process(pid).memory_info().rss)
+    return 0
+
+
 def tree(pid: int) -> list[int]:
     """The process and all its descendants, those that are alive."""
     with contextlib.suppress(psutil.Error):
@@ -44,8 +51,10 @@ def tree_bytes(pid: int) -> int:
 class PeakSampler:
     """The highest memory of a process tree while the block runs.
 
-    The tree is read every 0.1 s, or less often where reading costs more than a twentieth of
-    the time (large models have many mappings). A peak shorter than that can be missed.
+    Sizes are read every 0.1 s, or less often where reading costs more than a twentieth of the
+    time (large models have many mappings). A peak shorter than that can be missed. PSS takes
+    milliseconds, in which the engine's threads wait for a core, so it is read again only when
+    the resident size has grown by 1 MB; the tree's members are looked up once a second.
 
     Attributes
     ----------
@@ -57,6 +66,9 @@ class PeakSampler:
         self._pid = pid
         self._stop = threading.Event()
         self.peak_bytes = 0
+        self._pids: list[int] = []
+        self._pids_due = 0.0
+        self._highest = 0  # resident size when PSS was last read
         self._thread = threading.Thread(target=self._sample, name="nbinfer-memory", daemon=True)
 
     def _sample(self) -> None:
@@ -65,9 +77,14 @@ class PeakSampler:
         while not self._stop.wait(max(0.1, 20 * cost)):
             cost = self._look()
 
-    def _look(self) -> float:
+    def _look(self, *, fully: bool = False) -> float:
         started = time.perf_counter()
-        self.peak_bytes = max(self.peak_bytes, tree_bytes(self._pid))
+        if fully or started >= self._pids_due:
+            self._pids, self._pids_due = tree(self._pid), started + 1.0
+        resident = sum(map(_resident, self._pids))
+        if fully or resident > self._highest + 1_000_000:
+            self._highest = max(self._highest, resident)
+            self.peak_bytes = max(self.peak_bytes, sum(map(process_bytes, self._pids)))
         return time.perf_counter() - started
 
     def __enter__(self) -> PeakSampler:
@@ -77,7 +94,7 @@ class PeakSampler:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._look()
+        self._look(fully=True)
 
 
 def machine() -> dict[str, object]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import re
 import signal
 import struct
 import subprocess
@@ -148,8 +150,6 @@ def test_a_broken_file_is_a_load_error_with_the_librarys_cause(
     found = kernel.value(f"attempt(llama({str(path)!r}).load)")
     assert found["error"] == "LoadError", found
     assert "broken.gguf" in found["message"]
-    import re
-
     assert re.search(cause, found["message"].split("broken.gguf", 1)[1]), found["message"]
     assert kernel.left(1.0) == []
     states = [r["state"] for r in resident(kernel)]
@@ -270,8 +270,19 @@ def test_kill_9_of_the_kernel_leaves_nothing(first, then, after):
         assert len(started) == 1
         kernel.kill9()
         assert kernel.left(5.0) == []
-        temporary = sorted(path.name for path in kernel.temporary.rglob("*"))
-        assert not [name for name in temporary if name.startswith("nbinfer")], temporary
+        # A load that is killed cannot remove its socket's folder (0700, nobody listens); a
+        # later load does. Nothing else of ours stays, and that only after a real load's death.
+        folders = list(kernel.temporary.iterdir())
+        assert len(folders) <= (then == LOADED), folders
+        for folder in folders:
+            assert folder.name.startswith("nbinfer-socket-")
+            assert folder.stat().st_mode & 0o777 == 0o700
+            os.utime(folder, (1, 1))
+        if folders:
+            with Kernel(TMPDIR=str(kernel.temporary)) as later:
+                later.run(SETUP).ok()
+                later.run(LOADED).ok()
+            assert list(kernel.temporary.iterdir()) == []
 
 
 def test_a_worker_outlives_the_thread_that_asked_for_it(kernel):
@@ -291,22 +302,21 @@ def test_a_worker_outlives_the_thread_that_asked_for_it(kernel):
 
 
 def test_no_tcp_port_and_no_socket_that_could_be_found(kernel):
+    before = set(kernel.temporary.iterdir())  # a load that was killed may have left its own
     answers(kernel)
     (pid,) = kernel.workers()
-    sent = kernel.send("llama(n_ctx=2048).infer(['Tell me about it.'] * 4, progress=False)")
+    sent = kernel.send("llama(n_ctx=2048).infer(['Tell me about it.'] * 8, progress=False)")
     kernel.began(sent)
     kernel.pump(0.5)
     process = psutil.Process(pid)
     internet = process.net_connections(kind="inet")
     unix = [c.laddr for c in process.net_connections(kind="unix") if c.laddr]
-    generating = kernel.value  # the run goes on until it is interrupted
-    assert generating
     kernel.interrupt()
-    kernel.wait(sent)
+    assert kernel.wait(sent).ename == "RunInterrupted"  # it was generating all the while
     assert internet == []
     assert unix, "llama.cpp's server listens somewhere else than on its socket"
     assert not [path for path in unix if Path(path).exists()]
-    assert list(kernel.temporary.iterdir()) == []
+    assert set(kernel.temporary.iterdir()) <= before
     unload_all(kernel)
 
 
@@ -315,17 +325,16 @@ def test_no_tcp_port_and_no_socket_that_could_be_found(kernel):
 SMALL = "llama(n_ctx=512, kv_tokens=512, n_parallel=4)"
 
 
-def all_answered(kernel: Kernel, prompts: str, tokens: int, engine: str = SMALL) -> list[dict]:
-    kernel.run(
-        f"frame = {engine}.infer({prompts}, GenerationParams(max_new_tokens={tokens}))", 120
-    ).ok()
+def all_answered(kernel: Kernel, prompts: str, tokens: int, *, raw: bool = False) -> list[dict]:
+    """Run prompts where few fit at once; each must be answered, by the library's log too."""
+    params = f"GenerationParams(max_new_tokens={tokens}, raw={raw})"
+    kernel.run(f"engine = {SMALL}\nframe = engine.infer({prompts}, {params})", 120).ok()
     rows = kernel.rows("frame")
     assert [row["error"] for row in rows] == [None] * len(rows)
     assert {row["finish_reason"] for row in rows} <= {"stop", "length"}
-    assert all(row["output_tokens"] for row in rows)
-    assert "Context size has been exceeded" not in kernel.value(
-        f"{engine}.resident.worker.log_tail(400)"
-    )
+    assert all(row["prompt_tokens"] for row in rows)
+    log = kernel.value("engine.resident.worker.log_tail(1000)")
+    assert "Context size has been exceeded" not in log
     return rows
 
 
@@ -336,17 +345,22 @@ def test_long_rows_run_fewer_at_a_time(kernel):
     assert len({row["id"] for row in rows}) == 8
 
 
-@pytest.mark.parametrize("text", ["'🙂' * 60", "'?!;:' * 80", "'1234567890' * 20"])
+@pytest.mark.parametrize("text", ["'ꙮ' * 60", "'🙂' * 60", "'?!;:' * 60", "'1234567890' * 16"])
 def test_prompts_of_more_tokens_than_their_bytes_suggest(kernel, text):
-    # The reservation is too small until llama.cpp tells the true length.
-    rows = all_answered(kernel, f"[f'{{n}} ' + {text} for n in range(6)]", 24)
-    assert len(rows) == 6
+    # The reservation is too small until llama.cpp tells the true length: rows that were let in
+    # do not fit beside each other, and some are taken out and sent again.
+    rows = all_answered(kernel, f"[f'{{n}} ' + {text} for n in range(5)]", 16, raw=True)
+    assert len(rows) == 5
+    for row in rows:
+        assert row["prompt_tokens"] > len(row["prompt"].encode()) // 3 + 8
+        assert row["prompt_tokens"] + 16 > 512 // 4
+    assert "cancel task" in kernel.value("engine.resident.worker.log_tail(1000)")
 
 
 def test_mixed_lengths_lose_nothing(kernel):
-    prompts = "[('?!;:' * (10 * (n % 8)) + ' ' + str(n)) for n in range(24)]"
+    prompts = "[('?!;:' * (10 * (n % 8)) + ' ' + str(n)) for n in range(16)]"
     rows = all_answered(kernel, prompts, 16)
-    assert len(rows) == 24
+    assert len(rows) == 16
     unload_all(kernel)
 
 

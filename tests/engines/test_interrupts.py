@@ -185,7 +185,7 @@ def test_in_a_long_prefill(kernel, capsys):
 
 def test_with_a_full_queue(kernel):
     prompts = [f"Name {n} animals." for n in range(200)]
-    found = stop(kernel, cell(prompts, "--max-new-tokens 16"), 3.0)
+    found = stop(kernel, cell(prompts, "--max-new-tokens 4"), 4.0)
     assert found.reply.status == "error"
     assert found.free_s < FREE_S
     done, rest = assert_partial(kernel.rows("out"), prompts)
@@ -249,7 +249,8 @@ def test_through_the_python_api(kernel):
         "    nbinfer.ModelParams(model_kwargs={'n_ctx': 2048}))\n"
         "caught = None\n"
         "try:\n"
-        "    engine.infer(['Tell me about rain.'] * 20, nbinfer.GenerationParams(max_new_tokens=64))\n"
+        "    params = nbinfer.GenerationParams(max_new_tokens=64)\n"
+        "    engine.infer(['Tell me about rain.'] * 20, params)\n"
         "except nbinfer.RunInterrupted as error:\n"
         "    caught = error.frame\n"
         "    raise"

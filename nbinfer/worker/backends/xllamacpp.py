@@ -20,12 +20,12 @@ import contextlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import sys
 import tempfile
 import threading
-import time
 
 # llama.cpp's threads meet at a barrier many times for each token, and spin there. When
 # anything else wants the cores they spin away whole time slices: eight rows on two cores took
@@ -39,7 +39,6 @@ import xllamacpp
 from nbinfer.worker.backends._logtail import last_error
 
 FOLDER = "nbinfer-socket-"
-STALE_S = 3600  # no load takes so long
 CACHE_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 
 
@@ -360,14 +359,26 @@ def private_folder():
     """A folder (0700) for the socket; those that killed loads left behind are removed.
 
     ``Server`` holds the interpreter's lock while it loads, so nothing of ours can remove the
-    folder before it returns: a SIGKILL in that time leaves an empty folder with a dead socket.
+    folder before it returns: a SIGKILL in that time leaves an empty folder with a dead socket,
+    until the next load sees that its owner is gone.
     """
     with contextlib.suppress(OSError):
         for entry in os.scandir(tempfile.gettempdir()):
-            with contextlib.suppress(OSError):
-                if entry.name.startswith(FOLDER) and time.time() - entry.stat().st_mtime > STALE_S:
-                    shutil.rmtree(entry.path, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=FOLDER)
+            owner = re.match(FOLDER + r"(\d+)-", entry.name)
+            if owner and not alive(int(owner.group(1))):
+                shutil.rmtree(entry.path, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-")
+
+
+def alive(pid):
+    """Whether there is a process of this number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
 
 
 def finite(value):
