@@ -22,7 +22,7 @@ from nbinfer import EchoInferenceEngine, ModelParams
 
 
 class Growth:
-    """How far this process's resident size rises while the block runs; its workers' do not count."""
+    """How far this process's resident size rises in the block; its workers do not count."""
 
     def __enter__(self) -> Growth:
         gc.collect()
