@@ -91,12 +91,20 @@ class Resident:
 
     def crashed(self, death: Death, doing: str) -> EngineCrashed:
         """The error that tells how this engine's process ended."""
+        if death.by_us:
+            return EngineCrashed(
+                f"{self.label} was ended by nbinfer {doing}: it was unloaded, or ignored a cancel",
+                hint="The finished rows are kept; the next use loads the model again.",
+                signal=death.signal,
+                exit_code=death.exit_code,
+                peak_memory_bytes=self.peak_bytes or None,
+            )
         how = death.signal or f"exit status {death.exit_code}"
         tail = self.worker.log_tail() if self.worker is not None else ""
         last = f"\nIts last words:\n{_indent(tail, 8)}" if tail else ""
         memory = f", after a peak of {self.peak_bytes / 1e6:,.0f} MB" if self.peak_bytes else ""
         why = ""
-        if death.signal == "SIGKILL" and not death.by_us:
+        if death.signal == "SIGKILL":
             why = " SIGKILL from outside is most often the system's out-of-memory killer."
         return EngineCrashed(
             f"the process of {self.label} died {doing}: {how}{memory}.{why}{last}",
@@ -204,9 +212,8 @@ class Pool:
         with self._lock:
             if resident.state != "loading":
                 raise LoadError(f"{resident.label} was unloaded while it was loading")
-            worker = Worker(plan.backend, plan.python, self._log_path(plan.engine))
+            worker = Worker(plan.backend, plan.python, self._log_path(plan.engine), events.put)
             resident.worker = worker
-        worker.subscribe("", events.put)
         worker.send({"op": "load", "model": message})
         while True:
             event = events.get()
@@ -271,6 +278,12 @@ class Pool:
     def _make_room(self, new: Resident, needed: int) -> None:
         """Evict the least recently used idle residents until the budget holds the new one."""
         budget = settings.current().budget_bytes()
+        if needed > budget:  # no eviction could help; the estimate may be wrong, so it may try
+            notify(
+                f"{new.label} needs about {needed / 1e6:,.0f} MB by itself, more than the memory "
+                f"budget of {budget / 1e6:,.0f} MB; loading it all the same"
+            )
+            return
         while True:
             with self._lock:
                 others = [

@@ -104,6 +104,8 @@ class Worker:
         The interpreter that has the engine's library.
     log : pathlib.Path
         Where the engine's own output goes.
+    listener : callable, optional
+        Gets the worker's own events, from the first on; see ``subscribe``.
     environment : dict of str to str, optional
         Variables added to the kernel's own.
 
@@ -114,15 +116,20 @@ class Worker:
     """
 
     def __init__(
-        self, backend: str, python: str, log: Path, environment: dict[str, str] | None = None
+        self,
+        backend: str,
+        python: str,
+        log: Path,
+        listener: Callable[[Event], None] | None = None,
+        environment: dict[str, str] | None = None,
     ) -> None:
         self.log = log
         self.death: Death | None = None
         self._ended = threading.Event()
         self._ours = False
         self._lock = threading.Lock()
-        self._subscribers: dict[str, Callable[[Event], None]] = {}
-        self._cancelling: dict[str, float] = {}
+        self._subscribers: dict[str, Callable[[Event], None]] = {"": listener} if listener else {}
+        self._cancelling: set[str] = set()
         self._cancel_answered = threading.Condition(self._lock)
         self._outgoing: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         descriptor = os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
@@ -177,11 +184,11 @@ class Worker:
         with self._lock:
             if self.death is not None or run in self._cancelling:
                 return
-            self._cancelling[run] = time.monotonic()
-            first = len(self._cancelling) == 1
+            self._cancelling.add(run)
         self.send({"op": "cancel", "run": run})
-        if first:
-            threading.Thread(target=self._escalate, name="nbinfer-escalation", daemon=True).start()
+        clock = (run, time.monotonic())
+        name = "nbinfer-escalation"
+        threading.Thread(target=self._escalate, args=clock, name=name, daemon=True).start()
 
     @property
     def obeying(self) -> bool:
@@ -234,7 +241,7 @@ class Worker:
         run = event.get("run", "")
         if event["ev"] == "cancelled":
             with self._lock:
-                self._cancelling.pop(run, None)
+                self._cancelling.discard(run)
                 self._cancel_answered.notify_all()
         with self._lock:
             listener = self._subscribers.get(run)
@@ -243,10 +250,8 @@ class Worker:
 
     # ------------------------------------------------------------------- ending
 
-    def _escalate(self) -> None:
+    def _escalate(self, run: str, started: float) -> None:
         """SIGINT, SIGTERM, SIGKILL to a worker that ignores a cancel, each announced."""
-        with self._lock:
-            started = min(self._cancelling.values(), default=time.monotonic())
         for number, after in zip(
             (signal.SIGINT, signal.SIGTERM, signal.SIGKILL),
             settings.current().escalation_s,
@@ -254,7 +259,7 @@ class Worker:
         ):
             with self._lock:
                 obeyed = self._cancel_answered.wait_for(
-                    lambda: not self._cancelling or self.death is not None,
+                    lambda: run not in self._cancelling or self.death is not None,
                     timeout=max(0.0, started + after - time.monotonic()),
                 )
             if obeyed:

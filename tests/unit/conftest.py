@@ -77,6 +77,12 @@ def busy(engine: EchoInferenceEngine) -> bool:
     return any(r.busy for r in pool.residents() if r.plan.key == engine.plan().key)
 
 
+def hanging(engine: EchoInferenceEngine) -> bool:
+    """Whether a ``!hang`` has reached the engine: until then a cancel finds it in the queue."""
+    resident = engine.resident
+    return resident is not None and "hanging" in resident.worker.log_tail()
+
+
 @pytest.fixture
 def shell(clean: None) -> Iterator[TestingShell]:
     """A fresh shell with ``%load_ext nbinfer``; afterwards it is as it was."""

@@ -19,7 +19,7 @@ from nbinfer.records import Stage
 from nbinfer.residents import pool
 
 from ..conftest import eventually, our_threads, workers
-from .conftest import busy, echo, gone, pid_of
+from .conftest import busy, echo, gone, hanging, pid_of
 
 
 class Stages(Silent):
@@ -232,7 +232,7 @@ def test_the_least_recently_used_one_makes_room(clean, capfd):
 
 
 def test_one_that_works_is_never_evicted(clean, capfd):
-    settings.configure(memory_budget_bytes=1)
+    settings.configure(memory_budget_bytes=21_000_000)  # enough for one by itself
     working = echo("working", token_s=0.02).load()
     thread = start(working.infer, "w " * 60, progress=False)
     assert eventually(lambda: busy(working))
@@ -251,11 +251,40 @@ def test_one_that_works_is_never_evicted(clean, capfd):
 def test_evictions_reach_whoever_listens(clean, capfd):
     told = []
     notices.listeners.append(told.append)
-    settings.configure(memory_budget_bytes=1)
+    settings.configure(memory_budget_bytes=21_000_000)
     echo("a").load()
     echo("b").load()
     assert len(told) == 1
     assert told[0].startswith("unloading echo · a")
+
+
+def test_one_that_cannot_fit_evicts_nobody_in_vain(clean, capfd):
+    settings.configure(memory_budget_bytes=21_000_000)
+    small = echo("small").load()
+    large = echo("large", memory_bytes=30_000_000).load()
+    assert small.resident is not None
+    assert large.resident is not None
+    err = capfd.readouterr().err
+    assert "unloading" not in err
+    assert "more than the memory budget of 21 MB" in err
+
+
+def test_unloading_a_working_engine_is_not_called_a_crash_from_outside(clean):
+    engine = echo().load()
+    failed: list[BaseException] = []
+
+    def run():
+        try:
+            engine.infer("!hang", progress=False)
+        except EngineCrashed as error:
+            failed.append(error)
+
+    thread = start(run)
+    assert eventually(lambda: hanging(engine))
+    engine.unload()
+    thread.join()
+    assert "was ended by nbinfer" in failed[0].message
+    assert "out-of-memory" not in failed[0].message
 
 
 # --------------------------------------------------------------------------- lease

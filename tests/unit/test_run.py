@@ -28,7 +28,7 @@ from nbinfer.records import Delta, Finished, Progress, Stage
 from nbinfer.worker import protocol
 
 from ..conftest import eventually
-from .conftest import busy, echo, gone, interrupt_when, interrupts_at, pid_of
+from .conftest import busy, echo, gone, hanging, interrupt_when, interrupts_at, pid_of
 
 # What an interrupted call may take: a second of grace, and a slow machine's slack.
 IN_TIME_S = 1.6
@@ -393,7 +393,7 @@ def test_an_interrupt_keeps_what_is_finished_and_the_model(clean):
 def test_an_interrupt_during_a_hang(clean):
     engine = echo().load()
     pid = pid_of(engine)
-    error, seconds = interrupted(lambda: engine.infer(["!hang"]), lambda: busy(engine))
+    error, seconds = interrupted(lambda: engine.infer(["!hang"]), lambda: hanging(engine))
     assert seconds < IN_TIME_S
     assert error.frame["finish_reason"].tolist() == ["cancelled"]
     assert engine.infer("next")["output"].tolist() == ["next"]
@@ -514,7 +514,7 @@ def test_one_that_never_obeys_gets_the_signals_in_order(clean, capfd):
     settings.configure(escalation_s=(0.3, 0.6, 0.9), cancel_grace_s=0.2)
     engine = echo(ignore_cancel=True, ignore_signals=True).load()
     pid = pid_of(engine)
-    error, seconds = interrupted(lambda: engine.infer("!hang"), lambda: busy(engine))
+    error, seconds = interrupted(lambda: engine.infer("!hang"), lambda: hanging(engine))
     assert seconds < IN_TIME_S
     assert error.frame["finish_reason"].tolist() == ["cancelled"]
     frame = engine.infer("next")
@@ -530,7 +530,7 @@ def test_one_that_obeys_sigterm_is_not_killed(clean, capfd):
     settings.configure(escalation_s=(0.3, 0.6, 30), cancel_grace_s=0.2)
     engine = echo(ignore_cancel=True).load()
     pid = pid_of(engine)
-    interrupted(lambda: engine.infer("!hang"), lambda: busy(engine))
+    interrupted(lambda: engine.infer("!hang"), lambda: hanging(engine))
     assert eventually(lambda: gone(pid))
     err = capfd.readouterr().err
     assert "SIGTERM" in err

@@ -134,6 +134,7 @@ class Backend:
             os.kill(os.getpid(), getattr(signal, rest))
             time.sleep(3600)
         if order == "!hang":
+            os.write(2, b"hanging\n")
             while self._ignore_cancel or not cancelled(request):
                 time.sleep(0.01)
         if order == "!flood":
