@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import enum
+import importlib
 import math
 import numbers
 import re
+import sys
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COLUMNS", "OPTIONAL", "Row", "build", "jsonable"]
+__all__ = ["COLUMNS", "OPTIONAL", "Row", "build", "fetch_pandas", "jsonable"]
 
 # Name and dtype, in order. Unknown is NA, never 0: hence the nullable types.
 COLUMNS: Mapping[str, str | None] = {
@@ -100,6 +103,13 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes | PurePath):
         return [jsonable(v) for v in value]
     return str(value)
+
+
+def fetch_pandas() -> None:
+    """Import pandas in a thread, while the engine loads: it takes half a second, once."""
+    if "pandas" not in sys.modules:
+        name = "nbinfer-pandas"
+        threading.Thread(target=importlib.import_module, args=("pandas",), name=name).start()
 
 
 def build(

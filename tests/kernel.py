@@ -168,6 +168,10 @@ class Kernel:
         assert reply.began is not None
         return reply.began
 
+    def printed(self, message: str, characters: int, timeout: float = 60.0) -> None:
+        """Wait until a cell has printed so much, or ended."""
+        self._until(message, lambda r: r.done or len(r.stdout) >= characters, timeout)
+
     def run(self, code: str, timeout: float = 60.0) -> Reply:
         """Run one cell to its end."""
         return self.wait(self.send(code), timeout)

@@ -200,6 +200,7 @@ class InferenceEngine(abc.ABC):
         run = self._open_run(
             requests, run_id=new_run_id(), outcome=outcome, stream=stream, wait=wait, ahead=ahead
         )
+        frames.fetch_pandas()
         started = time.monotonic()
         rows: list[frames.Row] = []
         with interrupts.guard() as guard, guard.listening(run.stop):
@@ -243,6 +244,7 @@ class InferenceEngine(abc.ABC):
                 hint="infer() takes many",
             )
         self._check_prompts(listed)
+        frames.fetch_pandas()
         run = self._open_run(
             self._requests(listed, params),
             run_id=new_run_id(),
