@@ -77,6 +77,7 @@ def serve(path: str, settings: dict[str, Any]) -> None:
     """Runs in the baseline's process."""
     import xllamacpp
 
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     params = xllamacpp.CommonParams()
     params.model.path = path
     folder = tempfile.mkdtemp()
@@ -99,6 +100,13 @@ def serve(path: str, settings: dict[str, Any]) -> None:
         request = json.loads(line)
         work = batch if "prompts" in request else first_token
         print(json.dumps(work(server, request, settings)), file=out, flush=True)
+
+
+def end_with(parent: int) -> None:
+    """A benchmark that was stopped must not leave a computing server behind."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def batch(server: Any, request: dict[str, Any], settings: dict[str, Any]) -> dict[str, float]:
