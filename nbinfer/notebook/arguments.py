@@ -12,6 +12,9 @@ from ..errors import ConfigurationError
 
 __all__ = ["Parser", "engine_parser", "infer_parser", "split_line"]
 
+# What %engine does; completion offers the same.
+ACTIONS = ("use", "load", "unload", "restart", "logs")
+
 
 class Parser(argparse.ArgumentParser):
     """argparse that raises instead of ending the kernel."""
@@ -126,7 +129,7 @@ def engine_parser() -> Parser:
         ),
     )
     add = parser.add_argument
-    add("action", nargs="?", choices=("use", "load", "unload", "restart", "logs"))
+    add("action", nargs="?", choices=ACTIONS)
     add("name", nargs="?", metavar="NAME", help="engine (default: the one last chosen)")
     add("-m", "--model", metavar="MODEL", help="embedded name or path of a .gguf file")
     add(

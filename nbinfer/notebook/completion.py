@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import Parser, engine_parser, infer_parser
+from .arguments import ACTIONS, Parser, engine_parser, infer_parser
 
 # What is completed is imported with the first Tab: %load_ext nbinfer must cost next to nothing.
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["candidates", "install", "uninstall"]
 
 _LINE = re.compile(r"^\s*(%{1,2})(nbinfer\s+)?(infer|engine)\s(.*)$", re.DOTALL)
-ACTIONS = ("use", "load", "unload", "restart", "logs")
 
 
 def candidates(text: str, namespace: dict[str, Any]) -> list[str] | None:
