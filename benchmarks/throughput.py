@@ -16,7 +16,7 @@ from common import PROMPTS, Raw, median, table
 
 import nbinfer
 from nbinfer import GenerationParams, LlamaCppInferenceEngine, ModelParams, models
-from nbinfer.engines.llamacpp import _threads
+from nbinfer.engines.local import physical_cores as _threads
 
 TOKENS = 64
 RAW = [(4, 256), (8, 256), (8, 2048), (16, 256), (16, 2048)]

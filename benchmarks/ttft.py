@@ -16,7 +16,7 @@ from common import Raw, median, table
 
 import nbinfer
 from nbinfer import GenerationParams, LlamaCppInferenceEngine, ModelParams, models
-from nbinfer.engines.llamacpp import _threads
+from nbinfer.engines.local import physical_cores as _threads
 
 PROMPT = "Name a colour."
 

@@ -11,6 +11,7 @@
          ├─ DownloadError                     a model could not be fetched, checked or stored
          ├─ EngineNotInstalled                the engine's library is in no environment
          ├─ LoadError                         the library refused the model; the text has the cause
+         ├─ ExecutionError                    a cell of %%engine_exec raised; its traceback is kept
          └─ EngineCrashed                     the engine's process died; finished rows are kept
     KeyboardInterrupt
      └─ RunInterrupted                        the user stopped a run; finished rows are kept
@@ -31,6 +32,7 @@ __all__ = [
     "DownloadError",
     "EngineCrashed",
     "EngineNotInstalled",
+    "ExecutionError",
     "LoadError",
     "ModelNotFound",
     "NbinferError",
@@ -130,6 +132,20 @@ class LoadError(NbinferError):
         self.log_tail = log_tail
 
 
+class ExecutionError(NbinferError):
+    """A cell that ran beside the model raised an exception there.
+
+    Attributes
+    ----------
+    worker_traceback : str
+        The traceback in the engine's process, the cell's own lines in it.
+    """
+
+    def __init__(self, message: str, *, worker_traceback: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.worker_traceback = worker_traceback
+
+
 class EngineCrashed(NbinferError):
     """The engine's process died. The kernel lives, and the next use loads the model again.
 
@@ -181,7 +197,12 @@ class RunInterrupted(KeyboardInterrupt):
 
 
 def brief_traceback(error: BaseException) -> list[str]:
-    """Two clean lines for a notebook: the error's name and text, then what to do."""
+    """Clean lines for a notebook: the error's name and text, then what to do.
+
+    Of a cell that ran in an engine, its own traceback: that is the user's code.
+    """
+    if isinstance(error, ExecutionError):
+        return error.worker_traceback.splitlines()
     name = type(error).__name__
     lines = [f"{name}: {getattr(error, 'message', None) or error}"]
     hint: Any = getattr(error, "hint", None)

@@ -232,6 +232,7 @@ class Pool:
             elif kind == "loaded":
                 break
         resident.report.update(event["report"])
+        resident.model_facts = {**resident.model_facts, **resident.report.pop("model", {})}
         resident.idle_bytes = resident.peak_bytes = measure.tree_bytes(worker.pid)
         resident.loaded_s = time.monotonic() - started
         resident.ready_at = resident.used_at = time.monotonic()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from .. import gguf, models, settings
 from ..config import GenerationParams, ModelParams, RemoteParams
 from ..errors import ConfigurationError, LoadError, ModelNotFound
-from .local import LocalEngine
+from .local import LocalEngine, physical_cores
 
 __all__ = ["LlamaCppInferenceEngine"]
 
@@ -145,7 +144,7 @@ class LlamaCppInferenceEngine(LocalEngine):
             "n_ctx": n_ctx,
             "slots": slots,
             "kv_tokens": kv_tokens,
-            "n_threads": options.get("n_threads") or _threads(),
+            "n_threads": options.get("n_threads") or physical_cores(),
             "adapters": adapters,
             "chat_template": params.chat_template,
             "facts": model.to_dict(),
@@ -189,14 +188,6 @@ def _capacity(options: Mapping[str, Any], n_ctx: int, per_token: int) -> tuple[i
     if slots:
         tokens = max(tokens, min(slots * n_ctx, options.get("kv_tokens") or SHARED_TOKENS))
     return slots or MOST_SLOTS, tokens
-
-
-def _threads() -> int:
-    """Physical cores that this process may use: hyperthreads only fight for the same units."""
-    import psutil
-
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

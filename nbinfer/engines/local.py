@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import json
+import os
 import queue
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
@@ -17,7 +18,7 @@ from ..worker.host import Event, kernel_python
 from . import registry
 from .base import InferenceEngine
 
-__all__ = ["LocalEngine"]
+__all__ = ["LocalEngine", "physical_cores"]
 
 
 class LocalEngine(InferenceEngine):
@@ -118,3 +119,11 @@ class LocalEngine(InferenceEngine):
             facts["model_facts"] = resident.model_facts
             facts["engine_facts"] = report
         return facts
+
+
+def physical_cores() -> int:
+    """Cores that this process may use: hyperthreads only fight for the same units."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))

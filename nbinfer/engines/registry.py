@@ -100,6 +100,44 @@ _SPECS = {
             ),
         ),
         EngineSpec(
+            "native",
+            "native:NativeTextInferenceEngine",
+            "Hugging Face Transformers: every model, for prototypes and debugging",
+            library="transformers",
+            capabilities=Capabilities(
+                generation=COMMON
+                | SAMPLING
+                | PENALTIES
+                | {
+                    "stop_strings",
+                    "stop_token_ids",
+                    "logprobs",
+                    "num_beams",
+                    "skip_special_tokens",
+                    "guided_decoding",
+                },
+                model=frozenset(
+                    {
+                        "model_revision",
+                        "tokenizer_name",
+                        "tokenizer_kwargs",
+                        "model_max_length",
+                        "trust_remote_code",
+                        "torch_dtype_str",
+                        "compile",
+                        "chat_template",
+                        "chat_template_kwargs",
+                        "attn_implementation",
+                        "device_map",
+                    }
+                ),
+                guided_decoding=frozenset({"json", "regex", "choice", "grammar"}),
+                features=frozenset(
+                    {"streaming", "cpu", "gguf", "safetensors", "quantization", "exec"}
+                ),
+            ),
+        ),
+        EngineSpec(
             "echo",
             "echo:EchoInferenceEngine",
             "answers with the prompt: for tests and for learning the magics",

@@ -17,6 +17,7 @@ import time
 import traceback
 
 from nbinfer.worker import protocol
+from nbinfer.worker.console import Console
 from nbinfer.worker.outbox import Outbox
 from nbinfer.worker.scheduler import Scheduler
 
@@ -45,6 +46,7 @@ class Engine:
         self._work = queue.SimpleQueue()
         self._backend = None
         self._scheduler = None
+        self._console = None
 
     def run(self):
         # Of a crash in native code the log keeps the thread it happened in, not all that wait.
@@ -67,6 +69,8 @@ class Engine:
                 self._load(message)
             elif op == "call":
                 self._call(message)
+            elif op == "exec":
+                self._console.run(message["run"], message["code"])
 
     def _write(self, data):
         view = memoryview(data)
@@ -76,8 +80,14 @@ class Engine:
     def _own_signals(self):
         # SIGINT stops the work, SIGTERM the worker. Set again after a load, because
         # engines install handlers of their own (llama.cpp ends its server on either).
-        signal.signal(signal.SIGINT, lambda *_: self._scheduler and self._scheduler.cancel_all())
+        signal.signal(signal.SIGINT, self._interrupted)
         signal.signal(signal.SIGTERM, lambda *_: leave(143))
+
+    def _interrupted(self, *_):
+        if self._console is not None:
+            self._console.on_signal()  # raises into the cell that runs
+        if self._scheduler is not None:
+            self._scheduler.cancel_all()
 
     def _read(self):
         try:
@@ -91,14 +101,15 @@ class Engine:
 
     def _dispatch(self, message):
         op = message["op"]
-        if op in ("load", "call"):
+        if op in ("load", "call", "exec"):
             self._work.put((op, message))
         elif op == "begin":
             self._scheduler.begin(message["run"])
         elif op == "rows":
             self._scheduler.rows(message["run"], message["rows"])
         elif op == "cancel":
-            self._scheduler.cancel(message["run"])
+            if not self._console.stop(message["run"]):
+                self._scheduler.cancel(message["run"])
         elif op == "end":
             self._scheduler.end(message["run"])
         elif op == "close":
@@ -111,6 +122,7 @@ class Engine:
             self._outbox.post({"ev": "stage", "text": text})
 
         started = time.monotonic()
+        stage("importing its library")
         try:
             module = importlib.import_module("nbinfer.worker.backends." + self._name)
             backend = module.Backend()
@@ -125,6 +137,8 @@ class Engine:
         self._own_signals()
         self._backend = backend
         self._scheduler = Scheduler(backend, self._outbox)
+        scope = backend.scope() if hasattr(backend, "scope") else {}
+        self._console = Console(scope, self._outbox.post)
         report = dict(report, load_s=time.monotonic() - started, slots=backend.slots)
         self._outbox.post({"ev": "loaded", "report": report})
 

@@ -62,6 +62,14 @@ def stop_spawner() -> None:
             _spawner = None
 
 
+def _inherited(python: str) -> dict[str, str]:
+    """The kernel's environment, without what would put its packages on another Python's path."""
+    foreign = python != sys.executable
+    own = ("PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "VIRTUAL_ENV")
+    kept = {k: v for k, v in os.environ.items() if not (foreign and k in own)}
+    return {**kept, "PYTHONNOUSERSITE": "1"} if foreign else kept
+
+
 @dataclass(frozen=True)
 class Death:
     """How a worker ended.
@@ -140,7 +148,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=descriptor,
                 start_new_session=True,
-                env={**os.environ, **(environment or {})},
+                env={**_inherited(python), **(environment or {})},
                 cwd=os.sep,  # never import what lies in the notebook's folder
             )
         finally:

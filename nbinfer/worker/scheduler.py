@@ -149,7 +149,7 @@ class Emit:
 
 
 class Scheduler:
-    """Hands rows to a backend from ``backend.slots`` threads, ``backend.batch`` at a time."""
+    """Hands rows to a backend from ``backend.slots`` threads, a batch at a time."""
 
     def __init__(self, backend, outbox):
         self.backend = backend
@@ -200,20 +200,41 @@ class Scheduler:
             self.outbox.post({"ev": "cancelled", "run": run.name})
 
     def _take(self):
-        """Up to a batch of waiting rows, one from each run in turn."""
+        """The next rows for one slot: what the backend picks, or one from each run in turn."""
+        choose = self._pick if hasattr(self.backend, "pick") else self._in_turn
         with self._changed:
             while True:
-                taken = []
-                waiting = [run for run in self._runs.values() if run.waiting]
-                while waiting and len(taken) < self._batch:
-                    for run in waiting[: self._batch - len(taken)]:
-                        taken.append(run.waiting.popleft())
-                        run.in_flight += 1
-                        self._runs.move_to_end(run.name)
-                    waiting = [run for run in waiting if run.waiting]
+                taken = choose()
                 if taken:
                     return taken
                 self._changed.wait()
+
+    def _in_turn(self):
+        """Up to a batch of waiting rows, one from each run in turn."""
+        taken = []
+        waiting = [run for run in self._runs.values() if run.waiting]
+        while waiting and len(taken) < self._batch:
+            for run in waiting[: self._batch - len(taken)]:
+                taken.append(run.waiting.popleft())
+                run.in_flight += 1
+                self._runs.move_to_end(run.name)
+            waiting = [run for run in waiting if run.waiting]
+        return taken
+
+    def _pick(self):
+        """The rows that the backend picks out of one run that has none in the library.
+
+        A run has one batch at a time: its next is not a second one that shares the cores.
+        """
+        for run in self._runs.values():
+            if run.waiting and not run.in_flight:
+                taken = self.backend.pick(list(run.waiting))
+                left = set(taken)
+                run.waiting = collections.deque(r for r in run.waiting if r not in left)
+                run.in_flight += len(taken)
+                self._runs.move_to_end(run.name)
+                return taken
+        return []
 
     def _serve(self):
         while True:
@@ -234,3 +255,4 @@ class Scheduler:
                 for request in requests:
                     request.run.in_flight -= 1
                     self._answer_cancelled(request.run)
+                self._changed.notify_all()

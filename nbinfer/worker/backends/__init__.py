@@ -8,13 +8,16 @@ A backend is small::
         clock = time.monotonic    # optional: stamps of its own
         methods = {}              # optional: extra calls by name
 
+        def pick(self, waiting): ...  # optional: which of a run's rows make its next batch
+        def scope(self) -> dict: ...  # optional: names that %%engine_exec gives to a cell
+
         def load(self, model, stage) -> dict: ...
         def generate(self, requests, emit, cancelled) -> None: ...
         def close(self) -> None: ...
 
 ``load`` takes what the engine class made of ``ModelParams``, may call ``stage(text)``, and
 returns a report (``library``, ``version``, and what is worth keeping of the run's facts).
-It sets ``slots``.
+It sets ``slots``. What is under ``"model"`` joins the model's own facts.
 
 ``generate`` answers the requests it is given through ``emit`` (see
 ``nbinfer.worker.scheduler.Emit``) and asks ``cancelled(request)`` as often as the library

@@ -33,7 +33,7 @@ import threading
 # spin costs a tenth of the speed on idle cores (1,000 did); this bound keeps most of both. The
 # OpenMP runtime reads it when the library is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "200000")
 
 import xllamacpp
 

@@ -1,0 +1,151 @@
+"""native: Hugging Face Transformers, for prototypes, debugging and every model there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import models, settings
+from ..config import GenerationParams, ModelParams, RemoteParams
+from ..errors import ConfigurationError
+from .local import LocalEngine, physical_cores
+
+__all__ = ["NativeTextInferenceEngine"]
+
+# Beside the weights: Python, torch and Transformers, measured. Only the eviction estimate
+# uses it; what rows report is measured.
+OVERHEAD_BYTES = 600_000_000
+
+
+class NativeTextInferenceEngine(LocalEngine):
+    """Transformers in a worker process: static batches, beams, quantization, debugging.
+
+    Parameters
+    ----------
+    model_params : ModelParams or str, optional
+        ``model_name``: the embedded model, a folder, a hub id or a ``.gguf`` file (which is
+        dequantized). ``model_max_length``: most tokens of prompt and answer (default: the
+        model's own). ``torch_dtype_str``: default ``"auto"``, the checkpoint's own.
+        ``model_kwargs``: ``batch_size`` (most rows in a batch; default 32 on a CPU and 64
+        elsewhere, fewer where memory is short), ``n_threads`` (default: physical cores),
+        ``load_in_4bit``, ``load_in_8bit`` and ``bnb_…`` (bitsandbytes),
+        ``quantization_config``, and whatever else ``from_pretrained`` takes.
+    generation_params : GenerationParams, optional
+        Defaults for every call.
+
+    Raises
+    ------
+    ConfigurationError
+        For an impossible option.
+
+    Notes
+    -----
+    ``%%engine_exec native`` runs code beside the model.
+
+    Examples
+    --------
+    >>> engine = NativeTextInferenceEngine(
+    ...     ModelParams("smollm2-135m", model_kwargs={"load_in_4bit": True})
+    ... )
+    """
+
+    name = "native"
+    backend = "native"
+    recipe = "native"
+
+    def __init__(
+        self,
+        model_params: ModelParams | str | None = None,
+        *,
+        generation_params: GenerationParams | None = None,
+        remote_params: RemoteParams | None = None,
+    ) -> None:
+        super().__init__(
+            model_params, generation_params=generation_params, remote_params=remote_params
+        )
+        _check_options(self.model_params.model_kwargs)
+
+    def _check_generation(self, params: GenerationParams) -> None:
+        super()._check_generation(params)
+        if params.num_beams > 1:
+            for name, plain in (("temperature", 0.0), ("logprobs", None), ("seed", None)):
+                if getattr(params, name) != plain:
+                    raise ConfigurationError(
+                        f"num_beams={params.num_beams} is a search: it takes no {name}="
+                        f"{getattr(params, name)!r}",
+                        hint=f"leave out {name}, or num_beams",
+                    )
+
+    def _row_params(self, params: GenerationParams) -> dict[str, Any]:
+        values = super()._row_params(params)
+        if self.model_params.chat_template_kwargs:
+            values["chat_template_kwargs"] = dict(self.model_params.chat_template_kwargs)
+        return values
+
+    def _prepare(self, progress: Callable[[str], None]) -> tuple[dict[str, Any], int]:
+        params = self.model_params
+        options = dict(params.model_kwargs)
+        model = models.resolve(
+            params.model_name,
+            forms=("safetensors", "gguf"),
+            engine=self.name,
+            revision=params.model_revision,
+            progress=progress,
+        )
+        tokenizer = params.tokenizer_name
+        if tokenizer is not None and Path(tokenizer).expanduser().is_dir():
+            tokenizer = str(Path(tokenizer).expanduser())
+        message = {
+            "path": str(model.path),
+            "options": options,
+            "n_threads": options.pop("n_threads", None) or physical_cores(),
+            "n_ctx": params.model_max_length,
+            "cache_bytes": settings.current().budget_bytes() // 4,
+            "dtype": params.torch_dtype_str,
+            "tokenizer": tokenizer,
+            "tokenizer_kwargs": dict(params.tokenizer_kwargs),
+            "chat_template": params.chat_template,
+            "trust_remote_code": params.trust_remote_code,
+            "attn_implementation": params.attn_implementation,
+            "device_map": params.device_map,
+            "compile": params.compile,
+            "facts": model.to_dict(),
+        }
+        if model.derived_from:
+            message["derive_from"] = model.derived_from
+            message["mark"] = {"sha256": model.sha256}
+        return message, self._weights(model, options) + OVERHEAD_BYTES
+
+    def _weights(self, model: models.ResolvedModel, options: Mapping[str, Any]) -> int:
+        """About what the loaded weights take, from the file's size."""
+        size = float(model.size_bytes)
+        if model.format == "gguf":
+            size *= 4 * 8 / 5  # about five bits a weight become float32
+        if options.get("load_in_4bit"):
+            size /= 4
+        elif options.get("load_in_8bit"):
+            size /= 2
+        return int(size)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name in ("batch_size", "n_threads"):
+        value = options.get(name)
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ):
+            raise ConfigurationError(
+                f"model_kwargs[{name!r}] must be an integer of at least 1, not {value!r:.80}"
+            )
+    for name in ("load_in_4bit", "load_in_8bit"):
+        if not isinstance(options.get(name, False), bool):
+            raise ConfigurationError(
+                f"model_kwargs[{name!r}] must be True or False, not {options[name]!r:.80}"
+            )
+    if options.get("load_in_4bit") and options.get("load_in_8bit"):
+        raise ConfigurationError("load_in_4bit and load_in_8bit exclude each other")
+    if "n_ctx" in options:
+        raise ConfigurationError(
+            "native has no model_kwargs['n_ctx']", hint="use ModelParams(model_max_length=...)"
+        )

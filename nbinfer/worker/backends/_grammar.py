@@ -1,0 +1,60 @@
+"""Guided decoding for engines without their own: masks from llguidance."""
+
+from __future__ import annotations
+
+import json
+
+import numpy
+import torch
+
+_tokenizers = {}
+
+
+class Grammar:
+    """What one answer may go on with. ``guided`` is ``GuidedDecodingParams`` as a dict."""
+
+    def __init__(self, tokenizer, guided, stop_ids):
+        try:
+            import llguidance
+            import llguidance.hf
+            from llguidance.gbnf_to_lark import any_to_lark
+        except ImportError as error:
+            raise ValueError(
+                f"guided decoding needs llguidance in the engine's environment ({error}): "
+                "pip install llguidance there, or %engine install native --reinstall"
+            ) from None
+        if id(tokenizer) not in _tokenizers:  # a second's work
+            _tokenizers[id(tokenizer)] = llguidance.hf.from_tokenizer(
+                tokenizer, eos_token=list(stop_ids) or None
+            )
+        compiler = llguidance.LLMatcher
+        if guided.get("json") is not None:
+            grammar = compiler.grammar_from_json_schema(json.dumps(guided["json"]))
+        elif guided.get("regex") is not None:
+            grammar = compiler.grammar_from_regex(guided["regex"])
+        elif guided.get("choice") is not None:
+            choices = " | ".join(json.dumps(choice) for choice in guided["choice"])
+            grammar = compiler.grammar_from_lark(f"start: {choices}")
+        else:
+            grammar = compiler.grammar_from_lark(any_to_lark(guided["grammar"]))
+        self._matcher = llguidance.LLMatcher(_tokenizers[id(tokenizer)], grammar)
+        if self._matcher.is_error():
+            raise ValueError(f"llguidance refuses the grammar: {self._matcher.get_error()}")
+
+    def mask(self, scores):
+        """Forbid, in place, every token that cannot come next."""
+        bits = numpy.frombuffer(self._matcher.compute_bitmask(), dtype=numpy.uint8)
+        allowed = torch.zeros(len(scores), dtype=torch.bool)
+        known = torch.from_numpy(numpy.unpackbits(bits, bitorder="little")[: len(scores)])
+        allowed[: len(known)] = known.bool()
+        scores.masked_fill_(~allowed.to(scores.device), float("-inf"))
+
+    def accept(self, token):
+        """A token was chosen."""
+        if not self._matcher.is_stopped():
+            self._matcher.consume_token(token)
+
+    @property
+    def complete(self):
+        """Whether nothing but an end can follow."""
+        return self._matcher.is_stopped()
