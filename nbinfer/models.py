@@ -115,11 +115,10 @@ def resolve(
         return _embedded(name, target, forms, progress)
     if not target.strip():
         raise ModelNotFound("the model's name is empty", hint=_what_else(target))
-    with contextlib.suppress(RuntimeError, OSError, ValueError):
-        path = Path(target).expanduser().absolute()
-        if path.exists():
-            _refuse_revision(target, revision)
-            return _described(name, weights.find(path, forms, engine), "path", None)
+    path = _existing(target)
+    if path is not None:
+        _refuse_revision(target, revision)
+        return _described(name, weights.find(path, forms, engine), "path", None)
     hub_name = hub.parse(target)
     if hub_name is None:
         raise ModelNotFound(f"no model {shown(target)}", hint=_what_else(target))
@@ -131,6 +130,13 @@ def resolve(
     wanted = hub.HubName(hub_name.repo, hub_name.revision or revision, hub_name.file)
     path, commit = hub.fetch(wanted, forms, engine, progress)
     return _described(name, weights.find(path, forms, engine), "hub", commit)
+
+
+def _existing(target: str) -> Path | None:
+    with contextlib.suppress(RuntimeError, OSError, ValueError):  # no user, no name, no path
+        path = Path(target).expanduser().absolute()
+        return path if path.exists() else None
+    return None
 
 
 def _described(

@@ -70,8 +70,16 @@ def find(path: Path, forms: Sequence[str], engine: str | None) -> Weights:
     Raises
     ------
     ModelNotFound
-        Where there is none, more than one, or one in another form than the engine needs.
+        Where there is none, more than one, or one in another form than the engine needs; and
+        where the path cannot be read.
     """
+    try:
+        return _find(path, forms, engine)
+    except OSError as error:
+        raise ModelNotFound(f"{shown(str(path))} cannot be read: {error.strerror}") from None
+
+
+def _find(path: Path, forms: Sequence[str], engine: str | None) -> Weights:
     if path.is_dir():
         return _folder(path, forms, engine)
     if path.is_file() and path.suffix.lower() == ".gguf":
