@@ -56,7 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     add = infer.add_argument
     add("prompts", nargs="*", help="prompts; without any, one a line from standard input")
     add("-e", "--engine", help="engine (default llamacpp)")
-    add("-m", "--model", help="embedded name or path of a .gguf file")
+    add(
+        "-m",
+        "--model",
+        action="append",
+        help="embedded name, path, hub id or alias; ENGINE=MODEL for one engine alone",
+    )
     add("-o", "--output", type=Path, help="write rows to a .csv, .jsonl or .parquet file")
     add("--system", help="system message")
     add("--max-new-tokens", type=int)

@@ -69,7 +69,8 @@ class ModelParams(Params):
     Parameters
     ----------
     model_name : str or path, default "smollm2-135m"
-        The embedded model's name, a path, or a hub id, as the engine takes it.
+        The embedded model's name, a path, a hub id (``org/name``, ``org/name@revision``,
+        ``org/name:Q4_K_M``) or an alias of the settings.
     model_revision : str, optional
         Branch, tag or commit of a hub id.
     adapter_model : str or path, optional

@@ -107,7 +107,7 @@ class TemplateError(ConfigurationError):
 
 
 class ModelNotFound(NbinferError):
-    """A model name that is no file, no alias and no embedded model."""
+    """A model name that means no model, or none that the engine can load."""
 
 
 class DownloadError(NbinferError):

@@ -180,6 +180,8 @@ class Pool:
 
     def _load(self, resident: Resident) -> None:
         def stage(text: str) -> None:
+            if resident.state != "loading":  # raised into a download, it ends there
+                raise LoadError(f"{resident.label} was unloaded while it was loading")
             resident.stage = text
             self._tell(resident, {"ev": "stage", "text": text})
 

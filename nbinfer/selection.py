@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import settings
 from .config import ModelParams
 from .engines import registry
+from .errors import ConfigurationError
 
-__all__ = ["Selection", "current", "for_engine", "reset", "use"]
+__all__ = ["Selection", "current", "for_engine", "model_for", "reset", "use"]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """An engine's name, and the model that it loads."""
+    """An engine's name, and the model that it loads.
+
+    ``others`` are the ``engine=name`` given with it, for the engines that a later cell names.
+    """
 
     engine: str
     model: ModelParams
+    others: tuple[str, ...] = ()
 
 
 _chosen: Selection | None = None
@@ -30,19 +36,67 @@ def current() -> Selection:
     return Selection(defaults.default_engine, ModelParams(defaults.default_model))
 
 
+def model_for(engine: str, values: Sequence[str]) -> str | None:
+    """The model that ``-m`` names for an engine.
+
+    Parameters
+    ----------
+    engine : str
+        Its name.
+    values : sequence of str
+        Names that hold for every engine, and ``engine=name`` that hold for one; the prefix
+        must be an engine's name to the letter, so that a path may hold ``=``.
+
+    Returns
+    -------
+    str or None
+        ``None`` where nothing is said for this engine.
+
+    Raises
+    ------
+    ConfigurationError
+        For two names where one can hold, or none after the ``=``.
+    """
+    own: list[str] = []
+    plain: list[str] = []
+    for value in values:
+        prefix, sign, name = value.partition("=")
+        if not sign or prefix not in registry.names(hidden=True):
+            plain.append(value)
+        elif not name.strip():
+            raise ConfigurationError(f"-m {value} names no model", hint=f"write {prefix}=MODEL")
+        elif prefix == engine:
+            own.append(name)
+    for found in (own, plain):
+        if len(set(found)) > 1:
+            raise ConfigurationError(
+                f"-m names {len(set(found))} models for {engine}: {', '.join(found)}",
+                hint="give one, or one for each engine: -m ENGINE=MODEL",
+            )
+    return next(iter(own or plain), None)
+
+
 def for_engine(
-    engine: str | None, model: str | None = None, model_kwargs: dict[str, object] | None = None
+    engine: str | None,
+    model: str | Sequence[str] | None = None,
+    model_kwargs: dict[str, object] | None = None,
 ) -> Selection:
-    """The selection for what a command names, the chosen one where it names nothing."""
+    """The selection for what a command names, the chosen one where it names nothing.
+
+    ``model`` is what ``-m`` was given, as :func:`model_for` takes it.
+    """
     chosen = current()
     name = engine or chosen.engine
     registry.spec(name)
-    if model is None and not model_kwargs and name == chosen.engine:
-        return chosen
-    named = model or (
-        chosen.model.model_name if name == chosen.engine else settings.current().default_model
-    )
-    return Selection(name, ModelParams(named, model_kwargs=model_kwargs or {}))
+    given = [model] if isinstance(model, str) else list(model or ())
+    others = tuple(v for v in given if model_for("", [v]) is None) or chosen.others
+    named = model_for(name, given)
+    if named is None and not model_kwargs and name == chosen.engine:
+        return Selection(name, chosen.model, others)
+    if named is None and name == chosen.engine:
+        named = chosen.model.model_name
+    named = named or model_for(name, chosen.others) or settings.current().default_model
+    return Selection(name, ModelParams(named, model_kwargs=model_kwargs or {}), others)
 
 
 def use(selection: Selection) -> Selection:

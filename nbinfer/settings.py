@@ -13,6 +13,7 @@ import os
 import re
 import threading
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,9 @@ from .errors import ConfigurationError
 from .validation import Params, checked, known_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-__all__ = ["Settings", "configure", "current", "home", "parse_size", "reset"]
+__all__ = ["Settings", "aliases", "configure", "current", "home", "parse_size", "reset"]
 
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _SHARE_OF_MACHINE = 0.9
@@ -130,6 +131,30 @@ def _steps(value: Any) -> tuple[float, ...]:
     return steps
 
 
+def _aliases(value: Any) -> dict[str, str | dict[str, str]]:
+    from .embedded import EMBEDDED
+
+    name, key = text(), re.compile(r"[\w.-]+")
+    if not isinstance(value, Mapping):
+        raise TypeError
+    found: dict[str, str | dict[str, str]] = {}
+    for alias, given in value.items():
+        if not isinstance(alias, str) or not key.fullmatch(alias):
+            raise ValueError
+        if alias in EMBEDDED:
+            raise ConfigurationError(
+                f"the alias {shown(alias)} has the name of an embedded model",
+                hint="give it another name: that one always means the same model",
+            )
+        if isinstance(given, Mapping):
+            if not all(isinstance(k, str) and key.fullmatch(k) for k in given):
+                raise ValueError
+            found[alias] = {k: name.convert(v) for k, v in given.items()}
+        else:
+            found[alias] = name.convert(given)
+    return found
+
+
 @known_names
 @dataclass(frozen=True, repr=False)
 class Settings(Params):
@@ -152,6 +177,9 @@ class Settings(Params):
         ``NBINFER_DEFAULT_MODEL``.
     status_delay_s : float, default 0.5
         How long a run shows nothing. ``NBINFER_STATUS_DELAY_S``.
+    aliases : mapping, default {}
+        Models by names of your own: each a model's name, or a mapping of engines and of
+        ``"gguf"`` and ``"safetensors"`` to one. No environment variable.
 
     Raises
     ------
@@ -169,6 +197,9 @@ class Settings(Params):
     default_engine: str = checked("llamacpp", text())
     default_model: str = checked("smollm2-135m", text())
     status_delay_s: float = checked(0.5, number(0))
+    aliases: Mapping[str, str | Mapping[str, str]] = checked(
+        {}, Check("a mapping of names to models, or to mappings of engines or forms", _aliases)
+    )
 
     def budget_bytes(self) -> int:
         """What the resident engines may take together, in bytes."""
@@ -194,7 +225,7 @@ _ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
     "NBINFER_STATUS_DELAY_S": ("status_delay_s", _literal),
 }
 # Tables of [tool.nbinfer] that other modules read.
-_OTHER_TABLES = {"aliases"}
+_OTHER_TABLES: set[str] = set()
 
 _configured: dict[str, Any] = {}
 _lock = threading.Lock()
@@ -240,6 +271,11 @@ def configure(**changes: Any) -> Settings:
         settings = _gather(wanted)
         _configured = wanted
     return settings
+
+
+def aliases() -> Mapping[str, str | Mapping[str, str]]:
+    """Models by the user's own names, of ``[tool.nbinfer.aliases]`` or ``configure()``."""
+    return current().aliases
 
 
 def reset() -> None:

@@ -63,7 +63,8 @@ class LlamaCppInferenceEngine(LocalEngine):
     Parameters
     ----------
     model_params : ModelParams or str, optional
-        ``model_name``: the embedded model or a ``.gguf`` file. ``model_kwargs``: ``n_ctx``
+        ``model_name``: the embedded model, a ``.gguf`` file, a hub id of GGUF files
+        (``org/name:Q4_K_M``) or an alias. ``model_kwargs``: ``n_ctx``
         (tokens of prompt and answer together, for *each* request; default the model's own
         context, at most 4,096), ``n_gpu_layers`` (default: all, where the build sees a GPU),
         ``n_threads`` (default: physical cores), ``n_parallel`` (requests batched at once,
@@ -129,7 +130,13 @@ class LlamaCppInferenceEngine(LocalEngine):
 
     def _prepare(self, progress: Callable[[str], None]) -> tuple[dict[str, Any], int]:
         params, options = self.model_params, dict(self.model_params.model_kwargs)
-        model = models.resolve(params.model_name, progress=progress)
+        model = models.resolve(
+            params.model_name,
+            forms=("gguf",),
+            engine=self.name,
+            revision=params.model_revision,
+            progress=progress,
+        )
         adapters = [{"name": n, "path": str(Path(p).expanduser())} for n, p in self._adapters()]
         for adapter in adapters:
             if not Path(adapter["path"]).is_file():

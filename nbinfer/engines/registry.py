@@ -84,6 +84,7 @@ _SPECS = {
                         "chat_template",
                         "chat_template_kwargs",
                         "model_max_length",
+                        "model_revision",
                     }
                 ),
                 guided_decoding=frozenset({"json", "choice", "grammar"}),

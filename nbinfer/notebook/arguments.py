@@ -71,7 +71,14 @@ def infer_parser() -> Parser:
         metavar="NAME",
         help="engine (default: the one last chosen by %%engine use)",
     )
-    add("-m", "--model", metavar="MODEL", help="embedded name or path of a .gguf file")
+    add(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        action="append",
+        default=[],
+        help="embedded name, path, hub id or alias; ENGINE=MODEL for one engine alone",
+    )
     add(
         "-k",
         "--kwarg",
@@ -131,7 +138,14 @@ def engine_parser() -> Parser:
     add = parser.add_argument
     add("action", nargs="?", choices=ACTIONS)
     add("name", nargs="?", metavar="NAME", help="engine (default: the one last chosen)")
-    add("-m", "--model", metavar="MODEL", help="embedded name or path of a .gguf file")
+    add(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        action="append",
+        default=[],
+        help="embedded name, path, hub id or alias; ENGINE=MODEL for one engine alone",
+    )
     add(
         "-k",
         "--kwarg",

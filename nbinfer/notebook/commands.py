@@ -190,7 +190,10 @@ class Commands:
             r
             for r in pool.residents()
             if (name is None or r.plan.engine == name)
-            and (options.model is None or r.plan.model == options.model)
+            and (
+                not options.model
+                or r.plan.model == selection.model_for(r.plan.engine, options.model)
+            )
         ]
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["candidates", "install", "uninstall"]
 
+_MOST_PATHS = 500
 _LINE = re.compile(r"^\s*(%{1,2})(nbinfer\s+)?(infer|engine)\s(.*)$", re.DOTALL)
 
 
@@ -33,7 +34,7 @@ def candidates(text: str, namespace: dict[str, Any]) -> list[str] | None:
     parser = infer_parser() if command == "infer" else engine_parser()
     previous = words[-1] if words else ""
     if parser.takes_value(previous):
-        found = _values(previous, namespace)
+        found = _models(word) if previous in ("-m", "--model") else _values(previous, namespace)
     elif word.startswith("-"):
         found = _options(parser)
     elif command == "engine":
@@ -51,19 +52,11 @@ def _options(parser: Parser) -> list[str]:
 
 
 def _values(option: str, namespace: dict[str, Any]) -> list[str]:
-    from .. import models
     from ..config import GenerationParams
     from ..engines import registry
-    from ..residents import pool
 
     if option in ("-e", "--engine"):
         return registry.names()
-    if option in ("-m", "--model"):
-        resident = [r.plan.model for r in pool.residents()]
-        files: list[str] = []
-        with contextlib.suppress(OSError):
-            files = sorted(str(p) for p in Path().glob("*.gguf"))
-        return list(dict.fromkeys([*models.EMBEDDED, *resident, *files]))
     if option == "--data":
         pandas = sys.modules.get("pandas")
         frame = getattr(pandas, "DataFrame", ())
@@ -83,6 +76,40 @@ def _values(option: str, namespace: dict[str, Any]) -> list[str]:
 
         return [f"{name}=" for name in OPTIONS]
     return []
+
+
+def _models(word: str) -> list[str]:
+    """What ``-m`` may name: with ``ENGINE=`` before it where the word begins so."""
+    from .. import hubclient, settings
+    from ..embedded import EMBEDDED
+    from ..engines import registry
+    from ..errors import NbinferError
+    from ..residents import pool
+
+    prefix, sign, rest = word.partition("=")
+    if sign and prefix in registry.names(hidden=True):
+        return [f"{prefix}={name}" for name in _models(rest)]
+    aliases: list[str] = []
+    with contextlib.suppress(NbinferError):  # broken settings are told by the cell that runs
+        aliases = sorted(settings.aliases())
+    resident = [r.plan.model for r in pool.residents()]
+    known = [*aliases, *EMBEDDED, *resident, *_paths(word), *hubclient.cached_repositories()]
+    return list(dict.fromkeys(known))
+
+
+def _paths(word: str) -> list[str]:
+    """GGUF files, and folders that hold a model or may lead to one, below what is typed."""
+    typed = word.rpartition("/")[0] + "/" if "/" in word else ""
+    found = []
+    with contextlib.suppress(OSError, RuntimeError):
+        for path in sorted(Path(typed or ".").expanduser().iterdir())[:_MOST_PATHS]:
+            if path.name.startswith("."):
+                continue
+            if path.suffix.lower() == ".gguf" or (path / "config.json").is_file():
+                found.append(typed + path.name)
+            elif typed and path.is_dir():
+                found.append(f"{typed}{path.name}/")
+    return found
 
 
 class Matcher:

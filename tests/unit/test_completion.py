@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from IPython.core.completer import provisionalcompleter
 
-from nbinfer import GenerationParams
+from nbinfer import GenerationParams, settings
 from nbinfer.engines.llamacpp import OPTIONS
 from nbinfer.notebook.completion import ACTIONS, candidates
 
@@ -56,8 +56,30 @@ def test_candidates(clean, text, some):
     assert all(c.startswith(word) for c in found)
 
 
+def test_models(clean, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / ".hub"))
+    settings.configure(aliases={"mine": "x.gguf"})
+    (tmp_path / "sub" / "model").mkdir(parents=True)
+    (tmp_path / "sub" / "model" / "config.json").touch()
+    (tmp_path / "sub" / "b.GGUF").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").touch()
+    for name in ("models--org--name", "models--gpt2", "datasets--a--b", ".locks"):
+        (tmp_path / ".hub" / name).mkdir(parents=True)
+    assert candidates("%%infer -m ", SPACE) == ["mine", "smollm2-135m", "folder", "org/name"]
+    assert candidates("%engine use -m sub/", SPACE) == ["sub/b.GGUF", "sub/model"]
+    assert candidates("%%infer -m sub/mo", SPACE) == ["sub/model"]
+    assert candidates("%%infer -m llamacpp=or", SPACE) == ["llamacpp=org/name"]
+    assert candidates("%%infer -m bogus=or", SPACE) == []
+    assert candidates("%%infer -m nowhere/x", SPACE) == []
+    (tmp_path / "pyproject.toml").write_text("[tool.nbinfer")
+    assert "smollm2-135m" in candidates("%%infer -m ", SPACE)
+
+
 def test_exact_candidates(clean, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     (tmp_path / "mine.gguf").touch()
     assert candidates("%%infer --data ", SPACE) == ["table"]
     assert candidates("%%infer --schema ", SPACE) == ["Model", "schema"]

@@ -365,6 +365,47 @@ def test_engine_unload_without_a_name_unloads_all(shell):
     assert pool.residents() == []
 
 
+def test_a_model_for_each_engine(shell):
+    both = "-m llamacpp=a.gguf -m echo=mine"
+    frame = shell.cell(f"%%infer -e echo --no-stream {both}\na").value
+    assert frame["model"].tolist() == ["mine"]
+    frame = shell.cell("%%infer -e echo --no-stream -m llamacpp=a.gguf -m rest\na").value
+    assert frame["model"].tolist() == ["rest"]
+    frame = shell.cell("%%infer -e echo --no-stream -m llamacpp=a.gguf\na").value
+    assert frame["model"].tolist() == ["smollm2-135m"]
+    frame = shell.cell("%%infer -e echo --no-stream -m nothing=x=y\na").value
+    assert frame["model"].tolist() == ["nothing=x=y"]
+    assert len(shell.cell("%engine unload -m echo=mine").stdout.splitlines()) == 1
+    assert len(shell.cell("%engine unload echo -m rest").stdout.splitlines()) == 1
+    assert "echo · two is loaded" in shell.cell("%engine load echo -m x -m echo=two").stdout
+    with pytest.raises(ModelNotFound, match=r"a\.gguf"):
+        shell.cell(f"%%infer -e llamacpp {both}\na")
+
+
+def test_use_keeps_the_models_of_other_engines(shell):
+    cell = shell.cell("%engine use llamacpp -m llamacpp=a.gguf -m echo=mine")
+    assert cell.stdout == "%%infer now uses llamacpp · a.gguf\n"
+    assert shell.cell("%%infer -e echo --no-stream\na").value["model"].tolist() == ["mine"]
+    assert selection.current().model.model_name == "a.gguf"
+    shell.cell("%engine use echo -k token_s=0")
+    assert selection.current().model.model_name == "mine"
+    shell.cell("%engine use llamacpp -m b.gguf")
+    assert shell.cell("%%infer -e echo --no-stream\na").value["model"].tolist() == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("-m a -m b", "names 2 models for echo: a, b"),
+        ("-m echo=a -m echo=b", "names 2 models for echo: a, b"),
+        ("-m echo=", "names no model"),
+    ],
+)
+def test_two_models_or_none_for_an_engine(shell, options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        shell.cell(f"{E} {options}\nx")
+
+
 def test_engine_logs(shell):
     shell.cell(f"{E}\n!flood 4096")
     lines = shell.cell("%engine logs echo --lines 2").stdout.splitlines()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -10,11 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from nbinfer import embedded, models
+from nbinfer import embedded, models, settings, weights
 from nbinfer.errors import ConfigurationError, DownloadError, ModelNotFound
 
+from .test_hub import CONFIG, gguf, safetensors
+
 NAME = "smollm2-135m"
+BOTH = ("safetensors", "gguf")
 MODEL = models.EMBEDDED[NAME]
+
+
+@pytest.fixture(autouse=True)
+def _settings():
+    settings.reset()
+    yield
+    settings.reset()
 
 
 @pytest.fixture
@@ -97,10 +108,11 @@ def test_a_path(tmp_path, monkeypatch):
     ("name", "hint"),
     [
         ("smollm2-135", "did you mean 'smollm2-135m'?"),
-        ("Qwen/Qwen3-8B", "llamacpp needs a GGUF file"),
-        ("Qwen/Qwen3-8B-GGUF:Q4_K_M", "llamacpp needs a GGUF file"),
         ("lama.gguf", "'llama.gguf'"),
-        ("folder", "a .gguf file in it"),
+        ("lamacpp=x.gguf", "did you mean llamacpp=x.gguf?"),
+        ("my-qwn", "did you mean 'my-qwen'?"),
+        ("folder", "a model is a .gguf file"),
+        ("one.safetensors", "give the folder that holds it"),
         ("weights.bin", "a model is a .gguf file"),
         ("", "give the path|here are"),
         ("x\0y", "here are"),
@@ -111,8 +123,9 @@ def test_a_path(tmp_path, monkeypatch):
 def test_what_is_no_model(name, hint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    (tmp_path / "weights.bin").touch()
-    (tmp_path / "llama.gguf").touch()
+    for file in ("weights.bin", "llama.gguf", "one.safetensors"):
+        (tmp_path / file).touch()
+    settings.configure(aliases={"my-qwen": "a/b"})
     with pytest.raises(ModelNotFound) as caught:
         models.resolve(name)
     assert caught.value.hint
@@ -125,6 +138,172 @@ def test_a_name_of_another_type():
         models.resolve(3)  # type: ignore[arg-type]
     with pytest.raises(ModelNotFound):
         models.fetch_embedded("other")
+
+
+# ------------------------------------------------------------------ forms
+
+
+def test_the_embedded_model_as_safetensors(home):
+    found = models.resolve(NAME, forms=BOTH, engine="native")
+    source = home / "models" / f"{NAME}.gguf"
+    assert found.path == home / "models" / f"{NAME}-safetensors"
+    assert not found.path.exists()
+    assert (found.format, found.precision, found.source) == ("safetensors", "float32", "embedded")
+    assert (found.derived_from, found.dequantized_from) == (str(source), "Q4_1")
+    assert (found.ready, found.sha256, found.revision) == (False, MODEL.sha256, "0.1.2")
+    assert found.size_bytes == pytest.approx(134_515_008 * 4, rel=1e-3)
+    assert json.loads(json.dumps(found.to_dict())) == found.to_dict()
+    # The other order, and GGUF alone, are the file itself.
+    for forms in (BOTH[::-1], ("gguf",)):
+        again = models.resolve(NAME, forms=forms)
+        assert (again.path, again.derived_from, again.ready) == (source, None, True)
+
+
+def test_a_derived_folder_is_ready_when_it_is_of_this_file(home):
+    folder = models.resolve(NAME, forms=BOTH).path
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(safetensors("F32"))
+    for content in (None, "", "[]", '{"sha256": "0"}'):
+        if content is not None:
+            (folder / "nbinfer.json").write_text(content)
+        assert not models.resolve(NAME, forms=BOTH).ready
+    (folder / "nbinfer.json").write_text(json.dumps({"sha256": MODEL.sha256}))
+    found = models.resolve(NAME, forms=BOTH)
+    assert found.ready
+    assert found.size_bytes == len(safetensors("F32"))
+    assert found.derived_from is not None
+
+
+def folder_of(path: Path, **files: bytes) -> Path:
+    path.mkdir()
+    for name, content in files.items():
+        (path / name.replace("__", ".").replace("_to_", "-")).write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "precision"),
+    [
+        ({"dtype": "bfloat16"}, "F32", "bfloat16"),
+        ({"torch_dtype": "torch.float16"}, "F32", "float16"),
+        ({"text_config": {"dtype": "bfloat16"}}, "F32", "bfloat16"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "F32", "awq-4bit"),
+        ({"quantization_config": {"quant_method": "fp8"}, "dtype": "bfloat16"}, "F32", "fp8"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            "F32",
+            "bitsandbytes-4bit",
+        ),
+        ({}, "F32", "float32"),
+        ([], "F16", "float16"),
+        (None, "BF16", "bfloat16"),
+    ],
+)
+def test_a_folder_says_its_precision(tmp_path, config, kind, precision):
+    text = b"broken {" if config is None else json.dumps(config).encode()
+    path = folder_of(
+        tmp_path / "m", config__json=text, model__safetensors=safetensors(kind), x__json=b"{}"
+    )
+    found = models.resolve(str(path), forms=BOTH, engine="native")
+    assert (found.path, found.format, found.precision) == (path, "safetensors", precision)
+    assert found.size_bytes == len(safetensors(kind))
+    assert (found.source, found.revision, found.sha256) == ("path", None, None)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"123", b"\xff" * 40, (5).to_bytes(8, "little") + b"[1,2]", b"\0" * 8]
+)
+def test_a_broken_safetensors_file_is_left_to_the_library(tmp_path, content):
+    path = folder_of(tmp_path / "m", config__json=b"{}", model__safetensors=content)
+    assert weights.safetensors_dtype(path / "model.safetensors") is None
+    assert models.resolve(str(path), forms=BOTH).precision is None
+
+
+def test_folders_that_are_models_in_other_ways(tmp_path):
+    pickled = folder_of(tmp_path / "p", config__json=CONFIG, pytorch_model__bin=b"123")
+    found = models.resolve(str(pickled), forms=BOTH)
+    assert (found.format, found.size_bytes) == ("safetensors", 3)
+    files = {"m.gguf": gguf(), "mmproj-m.gguf": gguf(), "README.md": b""}
+    single = folder_of(tmp_path / "g")
+    for name, content in files.items():
+        (single / name).write_bytes(content)
+    for forms in (("gguf",), BOTH):
+        found = models.resolve(str(single), forms=forms)
+        assert (found.path, found.precision) == (single / "m.gguf", "Q4_K_M")
+    (single / "n.gguf").write_bytes(gguf())
+    with pytest.raises(ModelNotFound, match="holds 2 GGUF models") as caught:
+        models.resolve(str(single))
+    assert caught.value.hint == "give the path of one: m.gguf, n.gguf"
+
+
+@pytest.mark.parametrize(
+    ("files", "forms", "message", "hint"),
+    [
+        (["config.json", "m.safetensors"], ("gguf",), "is a folder of safetensors", "native needs"),
+        (["m.gguf"], ("safetensors",), "holds GGUF alone", "engines that load it: llamacpp"),
+        (["m.safetensors"], BOTH, "no config.json", "with its config.json or a .gguf"),
+        (["config.json"], BOTH, "no weights", "a model is"),
+        (["adapter_config.json", "adapter_model.safetensors"], BOTH, "LoRA", "--adapter"),
+    ],
+)
+def test_folders_that_are_none(tmp_path, files, forms, message, hint):
+    for name in files:
+        (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(ModelNotFound, match=message) as caught:
+        models.resolve(str(tmp_path), forms=forms, engine="native")
+    assert hint in caught.value.hint
+
+
+def test_a_gguf_file_for_an_engine_that_needs_safetensors(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(gguf())
+    with pytest.raises(ModelNotFound, match="is a GGUF file") as caught:
+        models.resolve(str(tmp_path / "m.gguf"), forms=("safetensors",), engine="vllm")
+    assert "vllm needs a folder of safetensors" in caught.value.hint
+    assert "llamacpp" in caught.value.hint
+
+
+def test_a_sharded_gguf(tmp_path):
+    parts = [tmp_path / f"big-{n:05d}-of-00003.gguf" for n in (1, 2, 3)]
+    for n, part in enumerate(parts):
+        part.write_bytes(gguf(1000 + n))
+    for name in (parts[0], parts[2], tmp_path):
+        found = models.resolve(str(name))
+        assert (found.path, found.size_bytes, found.precision) == (parts[0], 3003, "Q4_K_M")
+    parts[1].unlink()
+    for name in (parts[0], tmp_path):
+        with pytest.raises(ModelNotFound, match=r"in 3 parts, and big-00002-of-00003\.gguf is"):
+            models.resolve(str(name))
+
+
+# ------------------------------------------------------------------ aliases
+
+
+def test_aliases(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.gguf").write_bytes(gguf())
+    folder_of(tmp_path / "m", config__json=CONFIG, model__safetensors=safetensors())
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.nbinfer.aliases]\n"
+        'short = "a.gguf"\nshorter = "short"\n'
+        'small = { gguf = "short", safetensors = "m", vllm = "other/one" }\n'
+        'ring = "ring2"\nring2 = "ring"\nself = "self"\n'
+        'only = { vllm = "m" }\n'
+    )
+    for name in ("short", "shorter", "small"):
+        found = models.resolve(name, engine="llamacpp")
+        assert (found.name, found.path) == (name, tmp_path / "a.gguf")
+    assert models.resolve("small", forms=BOTH, engine="native").path == tmp_path / "m"
+    assert models.resolve("small", forms=BOTH[::-1], engine="x").path == tmp_path / "a.gguf"
+    assert models.resolve("only", forms=BOTH, engine="vllm").path == tmp_path / "m"
+    with pytest.raises(ConfigurationError, match="ring → ring2 → ring"):
+        models.resolve("ring")
+    with pytest.raises(ConfigurationError, match="leads back to itself"):
+        models.resolve("self")
+    with pytest.raises(ModelNotFound, match="nothing for llamacpp: it has vllm") as caught:
+        models.resolve("only", engine="llamacpp")
+    assert "add llamacpp or gguf to it" in caught.value.hint
+    settings.configure(aliases={"short": NAME})
+    assert models.resolve("short").source == "embedded"
 
 
 # ------------------------------------------------------------------ damage and rivals

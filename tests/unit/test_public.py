@@ -52,6 +52,8 @@ NAMES = [
 ]
 HEAVY = [
     "httpx",
+    "httpx2",
+    "huggingface_hub",
     "ipywidgets",
     "llama_cpp",
     "matplotlib",

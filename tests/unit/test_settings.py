@@ -175,6 +175,31 @@ def test_a_broken_variable_is_named(variable, value, monkeypatch):
         settings.current()
 
 
+def test_aliases():
+    assert settings.aliases() == {}
+    file('[tool.nbinfer.aliases]\na = "x.gguf"\nb = { gguf = "y.gguf", vllm = "org/y" }')
+    assert settings.aliases() == {"a": "x.gguf", "b": {"gguf": "y.gguf", "vllm": "org/y"}}
+    settings.configure(aliases={"a": "z.gguf"})
+    assert settings.aliases() == {"a": "z.gguf"}
+
+
+@pytest.mark.parametrize(
+    ("aliases", "message"),
+    [
+        ("aliases = 3", "aliases in .*pyproject.toml"),
+        ("aliases = { a = 3 }", "aliases in .*pyproject.toml"),
+        ("aliases = { a = '' }", "aliases in .*pyproject.toml"),
+        ("aliases = { 'a/b' = 'x' }", "aliases in .*pyproject.toml"),
+        ("aliases = { a = { gguf = 3 } }", "aliases in .*pyproject.toml"),
+        ("aliases = { 'smollm2-135m' = 'x' }", "has the name of an embedded model"),
+    ],
+)
+def test_broken_aliases(aliases, message):
+    file(f"[tool.nbinfer]\n{aliases}")
+    with pytest.raises(ConfigurationError, match=message):
+        settings.aliases()
+
+
 def test_configure_refuses_and_changes_nothing():
     with pytest.raises(ConfigurationError) as caught:
         settings.configure(cancel_grace=1)
