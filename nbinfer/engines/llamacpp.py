@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,41 +11,11 @@ from typing import Any
 from .. import gguf, models, settings
 from ..config import GenerationParams, ModelParams, RemoteParams
 from ..errors import ConfigurationError, LoadError, ModelNotFound
+from .llamacpp_options import BINDINGS, CACHE_TYPES, check_options
 from .local import LocalEngine, physical_cores
+from .registry import Capabilities
 
 __all__ = ["LlamaCppInferenceEngine"]
-
-# model_kwargs, with the type each must have. The names are llama-cpp-python's, where it has
-# one, because that is what people's notebooks say.
-OPTIONS: Mapping[str, tuple[type, ...]] = {
-    "n_ctx": (int,),
-    "n_gpu_layers": (int,),
-    "n_threads": (int,),
-    "n_threads_batch": (int,),
-    "n_batch": (int,),
-    "n_ubatch": (int,),
-    "n_parallel": (int,),
-    "kv_tokens": (int,),
-    "flash_attn": (bool,),
-    "cache_type_k": (str,),
-    "cache_type_v": (str,),
-    "cache_ram_mib": (int,),
-    "use_mmap": (bool,),
-    "use_mlock": (bool,),
-    "main_gpu": (int,),
-    "rope_freq_base": (float, int),
-    "rope_freq_scale": (float, int),
-}
-AT_LEAST_ONE = {
-    "n_ctx",
-    "n_threads",
-    "n_threads_batch",
-    "n_batch",
-    "n_ubatch",
-    "n_parallel",
-    "kv_tokens",
-}
-CACHE_TYPES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 
 DEFAULT_CONTEXT = 4096
 MOST_SLOTS = 8
@@ -71,9 +41,14 @@ class LlamaCppInferenceEngine(LocalEngine):
         default up to 8, fewer where memory is short), ``kv_tokens`` (cells of the KV cache
         that all requests share), ``n_batch`` (256: small, so that a cancel is heard soon),
         ``cache_type_k``/``cache_type_v``, ``flash_attn``, ``use_mmap``, ``use_mlock``,
-        ``main_gpu``, ``cache_ram_mib``, ``rope_freq_base``, ``rope_freq_scale``.
+        ``main_gpu``, ``cache_ram_mib``, ``rope_freq_base``, ``rope_freq_scale``; with the
+        other binding, ``Llama``'s own parameters.
     generation_params : GenerationParams, optional
         Defaults for every call.
+    binding : str, optional
+        ``"xllamacpp"`` (continuous batching; in the base install) or ``"llama-cpp-python"``
+        (one request at a time; ``%engine install llama-cpp-python``). Default: the first of
+        the two that is there. The same as ``model_kwargs["binding"]``.
 
     Raises
     ------
@@ -88,7 +63,6 @@ class LlamaCppInferenceEngine(LocalEngine):
     """
 
     name = "llamacpp"
-    backend = "xllamacpp"
 
     def __init__(
         self,
@@ -96,15 +70,46 @@ class LlamaCppInferenceEngine(LocalEngine):
         *,
         generation_params: GenerationParams | None = None,
         remote_params: RemoteParams | None = None,
+        binding: str | None = None,
     ) -> None:
+        if isinstance(model_params, str | None):
+            model_params = ModelParams(model_params) if model_params else ModelParams()
+        if binding is not None and isinstance(model_params, ModelParams):
+            options = {**model_params.model_kwargs, "binding": binding}
+            model_params = replace(model_params, model_kwargs=options)
+        asked = getattr(model_params, "model_kwargs", {}).get("binding")
+        self.binding = _default_binding() if asked is None else asked
+        check_options(self.binding, getattr(model_params, "model_kwargs", {}))
         super().__init__(
             model_params, generation_params=generation_params, remote_params=remote_params
         )
-        _check_options(self.model_params.model_kwargs)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        able = super().capabilities
+        if self.binding == "xllamacpp":
+            return able
+        # The high-level Llama takes one adapter for all requests, one request at a time.
+        return replace(
+            able,
+            generation=able.generation - {"adapter"},
+            model=able.model - {"adapters", "chat_template_kwargs"},
+            features=able.features - {"continuous_batching"},
+        )
+
+    @property
+    def backend(self) -> str:
+        return BINDINGS[self.binding]
+
+    @property
+    def recipe(self) -> str:
+        return "" if self.binding == "xllamacpp" else self.binding
 
     def _params(self, given: GenerationParams | None) -> GenerationParams:
         params = super()._params(given)
         names = [name for name, _ in self._adapters()]
+        if self.binding != "xllamacpp":
+            return params
         if params.adapter is None and self.model_params.adapter_model is not None:
             return replace(params, adapter=names[0])
         if params.adapter is not None and params.adapter not in names:
@@ -130,6 +135,7 @@ class LlamaCppInferenceEngine(LocalEngine):
 
     def _prepare(self, progress: Callable[[str], None]) -> tuple[dict[str, Any], int]:
         params, options = self.model_params, dict(self.model_params.model_kwargs)
+        options.pop("binding", None)
         model = models.resolve(
             params.model_name,
             forms=("gguf",),
@@ -144,14 +150,16 @@ class LlamaCppInferenceEngine(LocalEngine):
         header = _header(model)
         n_ctx = self._context(options, header)
         per_token = _cache_bytes(header, options)
-        slots, kv_tokens = _capacity(options, n_ctx, per_token)
+        slots, kv_tokens = 1, n_ctx
+        if self.binding == "xllamacpp":
+            slots, kv_tokens = _capacity(options, n_ctx, per_token)
         message = {
             "path": str(model.path),
             "options": options,
             "n_ctx": n_ctx,
             "slots": slots,
             "kv_tokens": kv_tokens,
-            "n_threads": options.get("n_threads") or physical_cores(),
+            "n_threads": options.pop("n_threads", None) or physical_cores(),
             "adapters": adapters,
             "chat_template": params.chat_template,
             "facts": model.to_dict(),
@@ -163,6 +171,13 @@ class LlamaCppInferenceEngine(LocalEngine):
         if asked:
             return int(asked)
         return min(gguf.context_length(header) or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+
+
+def _default_binding() -> str:
+    """xllamacpp, unless only the other binding is importable here."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        return "llama-cpp-python"
+    return "xllamacpp"
 
 
 def _header(model: models.ResolvedModel) -> dict[str, Any]:
@@ -195,26 +210,3 @@ def _capacity(options: Mapping[str, Any], n_ctx: int, per_token: int) -> tuple[i
     if slots:
         tokens = max(tokens, min(slots * n_ctx, options.get("kv_tokens") or SHARED_TOKENS))
     return slots or MOST_SLOTS, tokens
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    for name, value in options.items():
-        kinds = OPTIONS.get(name)
-        if kinds is None:
-            near = difflib.get_close_matches(name, OPTIONS, 1)
-            guess = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigurationError(
-                f"llamacpp has no model_kwargs[{name!r}]",
-                hint=f"{guess}It takes: {', '.join(OPTIONS)}",
-            )
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            expected = " or ".join(k.__name__ for k in kinds)
-            raise ConfigurationError(
-                f"model_kwargs[{name!r}] must be {expected}, not {value!r:.80}"
-            )
-        if name in AT_LEAST_ONE and isinstance(value, int) and value < 1:
-            raise ConfigurationError(f"model_kwargs[{name!r}] must be at least 1, not {value!r}")
-        if name in ("cache_type_k", "cache_type_v") and value not in CACHE_TYPES:
-            raise ConfigurationError(
-                f"model_kwargs[{name!r}] must be one of {', '.join(CACHE_TYPES)}, not {value!r:.80}"
-            )

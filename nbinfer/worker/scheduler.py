@@ -38,6 +38,8 @@ class Request:
         "run",
         "stream",
         "tokens",
+        "told",
+        "untold",
     )
 
     def __init__(self, run, data):
@@ -47,8 +49,8 @@ class Request:
         self.stream = bool(data.get("stream"))
         self.dispatched = self.first = self.last = None
         self.pieces = []
-        self.tokens = 0
-        self.done = False
+        self.tokens = self.untold = 0  # made; made since text was last sent
+        self.told = self.done = False
 
 
 class Run:
@@ -85,19 +87,31 @@ class Emit:
 
     def token(self, request, text="", tokens=1):
         """Tokens were made; ``text`` may be empty (half a character, a held stop string)."""
-        now = self._clock()
         is_first = request.first is None
-        if is_first:
+        self.made(request, tokens)
+        if text or is_first:
+            self.text(request, text)
+
+    def made(self, request, tokens=1):
+        """Tokens were made, and their text comes later (``text``)."""
+        now = self._clock()
+        if request.first is None:
             request.first = now
         request.last = now
         request.tokens += tokens
+        request.untold += tokens
         request.run.tokens += tokens
+        if not request.stream:
+            self._tell(request.run)
+
+    def text(self, request, text):
+        """A piece of the answer; whoever streams gets it now."""
         if text:
             request.pieces.append(text)
-        if request.stream and (text or is_first):
-            self._outbox.delta(request.run.name, request.row, text, tokens, is_first)
-        elif not request.stream:
-            self._tell(request.run)
+        if request.stream:
+            first, request.told = not request.told, True
+            self._outbox.delta(request.run.name, request.row, text, request.untold, first)
+            request.untold = 0
 
     def _tell(self, run):
         self._outbox.progress(run.name, {"tokens": run.tokens, "prefill": list(run.prefill)})

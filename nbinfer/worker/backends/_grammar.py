@@ -7,7 +7,7 @@ import json
 import numpy
 import torch
 
-_tokenizers = {}
+_tokenizers: dict[int, object] = {}
 
 
 class Grammar:
@@ -31,7 +31,9 @@ class Grammar:
         if guided.get("json") is not None:
             grammar = compiler.grammar_from_json_schema(json.dumps(guided["json"]))
         elif guided.get("regex") is not None:
-            grammar = compiler.grammar_from_regex(guided["regex"])
+            # Classes such as \d are ASCII, as elsewhere; in llguidance they are all of Unicode's.
+            text = llguidance.regex_to_lark(guided["regex"], use_ascii="dws")
+            grammar = compiler.grammar_from_lark(f"start: /{text}/")
         elif guided.get("choice") is not None:
             choices = " | ".join(json.dumps(choice) for choice in guided["choice"])
             grammar = compiler.grammar_from_lark(f"start: {choices}")
