@@ -21,16 +21,19 @@ from . import accessor as _accessor
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from .accessor import compare, conversations, manifest, plot, summary
+    from .accessor import conversations, manifest, plot, summary
+    from .comparison import compare
     from .config import GenerationParams, GuidedDecodingParams, ModelParams, RemoteParams
     from .engines.base import InferenceEngine
     from .engines.echo import EchoInferenceEngine
     from .engines.llamacpp import LlamaCppInferenceEngine
+    from .engines.native import NativeTextInferenceEngine
     from .errors import (
         ConfigurationError,
         DownloadError,
         EngineCrashed,
         EngineNotInstalled,
+        ExecutionError,
         LoadError,
         ModelNotFound,
         NbinferError,
@@ -47,17 +50,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "accessor": ("compare", "conversations", "manifest", "plot", "summary"),
+    "accessor": ("conversations", "manifest", "plot", "summary"),
+    "comparison": ("compare",),
     "config": ("GenerationParams", "GuidedDecodingParams", "ModelParams", "RemoteParams"),
     "engines.base": ("InferenceEngine",),
     "engines.echo": ("EchoInferenceEngine",),
     "engines.llamacpp": ("LlamaCppInferenceEngine",),
+    "engines.native": ("NativeTextInferenceEngine",),
     "overview": ("engines",),
     "errors": (
         "ConfigurationError",
         "DownloadError",
         "EngineCrashed",
         "EngineNotInstalled",
+        "ExecutionError",
         "LoadError",
         "ModelNotFound",
         "NbinferError",
@@ -79,6 +85,7 @@ __all__ = [
     "EchoInferenceEngine",
     "EngineCrashed",
     "EngineNotInstalled",
+    "ExecutionError",
     "GenerationParams",
     "GuidedDecodingParams",
     "ImagePart",
@@ -88,6 +95,7 @@ __all__ = [
     "Message",
     "ModelNotFound",
     "ModelParams",
+    "NativeTextInferenceEngine",
     "NbinferError",
     "RemoteParams",
     "Role",

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
     from .messages import Conversation
 
-__all__ = ["InferAccessor", "compare", "conversations", "install", "manifest", "plot", "summary"]
+__all__ = [
+    "InferAccessor",
+    "compare",
+    "conversations",
+    "first_difference",
+    "install",
+    "manifest",
+    "plot",
+    "summary",
+]
 
 _TOKENS = ("prompt_tokens", "output_tokens")
 _MEMORY = ("model_memory_bytes", "peak_memory_bytes")
@@ -142,13 +151,14 @@ def compare(df: pd.DataFrame) -> pd.DataFrame:
             label = f"{label} · {run}"
         columns[label] = part.set_index(keys)["output"].reindex(order)
     side_by_side = pd.DataFrame(columns, index=order).droplevel(_NTH)
-    places = [_first_difference(row) for row in side_by_side.itertuples(index=False)]
+    places = [first_difference(row) for row in side_by_side.itertuples(index=False)]
     side_by_side["same"] = [place is None for place in places]
     side_by_side["first_difference"] = pd.array(places, dtype="Int64")
     return side_by_side
 
 
-def _first_difference(outputs: Sequence[Any]) -> int | None:
+def first_difference(outputs: Sequence[Any]) -> int | None:
+    """The character at which texts first differ; ``None`` where they are equal."""
     known = [o if isinstance(o, str) else None for o in outputs]
     if len(set(known)) <= 1:
         return None

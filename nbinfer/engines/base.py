@@ -63,6 +63,8 @@ class InferenceEngine(abc.ABC):
     """
 
     name: ClassVar[str]
+    # The names of model_kwargs that completion offers.
+    model_options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 from .. import gguf, models, settings
 from ..config import GenerationParams, ModelParams, RemoteParams
 from ..errors import ConfigurationError, LoadError, ModelNotFound
-from .llamacpp_options import BINDINGS, CACHE_TYPES, check_options
+from .llamacpp_options import BINDINGS, CACHE_TYPES, OPTIONS, check_options
 from .local import LocalEngine, physical_cores
 from .registry import Capabilities
 
@@ -63,6 +63,7 @@ class LlamaCppInferenceEngine(LocalEngine):
     """
 
     name = "llamacpp"
+    model_options = ("binding", *OPTIONS["xllamacpp"])
 
     def __init__(
         self,
@@ -80,6 +81,8 @@ class LlamaCppInferenceEngine(LocalEngine):
         asked = getattr(model_params, "model_kwargs", {}).get("binding")
         self.binding = _default_binding() if asked is None else asked
         check_options(self.binding, getattr(model_params, "model_kwargs", {}))
+        self.backend = BINDINGS[self.binding]
+        self.recipe = "" if self.binding == "xllamacpp" else self.binding
         super().__init__(
             model_params, generation_params=generation_params, remote_params=remote_params
         )
@@ -96,14 +99,6 @@ class LlamaCppInferenceEngine(LocalEngine):
             model=able.model - {"adapters", "chat_template_kwargs"},
             features=able.features - {"continuous_batching"},
         )
-
-    @property
-    def backend(self) -> str:
-        return BINDINGS[self.binding]
-
-    @property
-    def recipe(self) -> str:
-        return "" if self.binding == "xllamacpp" else self.binding
 
     def _params(self, given: GenerationParams | None) -> GenerationParams:
         params = super()._params(given)

@@ -7,10 +7,10 @@ import json
 import os
 import queue
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from .. import interrupts, measure
-from ..errors import RunInterrupted
+from ..errors import RunInterrupted, UnsupportedParameter
 from ..records import Outcome, RowRequest
 from ..residents import Plan, Resident, pool
 from ..run import LocalRun
@@ -24,10 +24,35 @@ __all__ = ["LocalEngine", "physical_cores"]
 class LocalEngine(InferenceEngine):
     """What llama.cpp, Transformers and vLLM share: a plan, a resident, a run.
 
-    A subclass names its ``backend`` and prepares its load message.
+    A subclass names its ``backend`` and prepares its load message. ``recipe`` is the managed
+    environment that its library lives in; ``""`` is the kernel's own.
     """
 
-    backend: ClassVar[str]
+    backend: str
+    recipe: str = ""
+
+    def execute(self, code: str) -> str | None:
+        """Run Python beside the model, in its process: what ``%%engine_exec`` does.
+
+        See ``nbinfer.engines.console.execute``.
+
+        Raises
+        ------
+        UnsupportedParameter
+            Where the engine has no model object to show.
+        """
+        from .console import execute
+
+        if "exec" not in self.capabilities.features:
+            able = registry.supporting("exec", of="features")
+            raise UnsupportedParameter(
+                f"{self.name} has no model in Python to run code beside; "
+                f"engines that have: {', '.join(able)}",
+                parameter="exec",
+                engine=self.name,
+                engines=able,
+            )
+        return execute(self, code)
 
     @abc.abstractmethod
     def _prepare(self, progress: Callable[[str], None]) -> tuple[dict[str, Any], int]:

@@ -53,6 +53,16 @@ class NativeTextInferenceEngine(LocalEngine):
     name = "native"
     backend = "native"
     recipe = "native"
+    model_options = (
+        "batch_size",
+        "n_threads",
+        "load_in_4bit",
+        "load_in_8bit",
+        "quantization_config",
+        "bnb_4bit_quant_type",
+        "bnb_4bit_compute_dtype",
+        "bnb_4bit_use_double_quant",
+    )
 
     def __init__(
         self,

@@ -71,7 +71,50 @@ def infer_parser() -> Parser:
         metavar="NAME",
         help="engine (default: the one last chosen by %%engine use)",
     )
-    add(
+    _model_options(parser)
+    _prompt_options(parser)
+    add("--no-stream", action="store_true", help="do not print a single answer as it is made")
+    return parser
+
+
+def compare_parser() -> Parser:
+    """The options of ``%%compare``."""
+    parser = Parser(
+        prog="%%compare",
+        description=(
+            "Send the same prompts to several engines, one after another; the value is one\n"
+            "DataFrame, in which a prompt's answers stand below each other."
+        ),
+        epilog="Example: %%compare -e llamacpp,native -k native:batch_size=8",
+    )
+    parser.add_argument(
+        "-e", "--engine", metavar="A,B,...", required=True, help="two engines or more, by comma"
+    )
+    _model_options(parser)
+    _prompt_options(parser)
+    return parser
+
+
+def exec_parser() -> Parser:
+    """The options of ``%%engine_exec``."""
+    parser = Parser(
+        prog="%%engine_exec",
+        description=(
+            "Run the cell beside a resident model, in the engine's process: model, tokenizer and\n"
+            "torch are there. What is printed and the last value come back as text; names live\n"
+            "on there until the engine is unloaded, and none reaches the notebook."
+        ),
+    )
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="engine (default: the one last chosen)"
+    )
+    _model_options(parser)
+    return parser
+
+
+def _model_options(parser: Parser) -> None:
+    """Which model, and how it is loaded: the same for every magic."""
+    parser.add_argument(
         "-m",
         "--model",
         metavar="MODEL",
@@ -79,14 +122,20 @@ def infer_parser() -> Parser:
         default=[],
         help="embedded name, path, hub id or alias; ENGINE=MODEL for one engine alone",
     )
-    add(
+    parser.add_argument(
         "-k",
         "--kwarg",
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="how to load the model: one of the engine's model_kwargs, such as n_ctx=8192",
+        help="how to load the model: one of the engine's model_kwargs, such as n_ctx=8192; "
+        "ENGINE:KEY=VALUE for one engine alone",
     )
+
+
+def _prompt_options(parser: Parser) -> None:
+    """What is asked, how it is answered, and where the rows go."""
+    add = parser.add_argument
     add("-o", "--out", metavar="NAME", help="assign the DataFrame to a variable and show nothing")
     add("--show", action="store_true", help="with -o: show it too")
     add("--data", metavar="NAME", help="a DataFrame of the notebook; {{column}} is filled per row")
@@ -117,12 +166,10 @@ def infer_parser() -> Parser:
     )
     add("--batch-size", metavar="N", type=int, help="at most so many rows in the engine at once")
     add("--no-wait", action="store_true", help="do not wait while another engine computes")
-    add("--no-stream", action="store_true", help="do not print a single answer as it is made")
     add("--raw", action="store_true", help="no chat template, for base models")
     add(
         "--sep", metavar="TEXT", default="---", help="the line that separates prompts (default ---)"
     )
-    return parser
 
 
 def engine_parser() -> Parser:
@@ -138,22 +185,7 @@ def engine_parser() -> Parser:
     add = parser.add_argument
     add("action", nargs="?", choices=ACTIONS)
     add("name", nargs="?", metavar="NAME", help="engine (default: the one last chosen)")
-    add(
-        "-m",
-        "--model",
-        metavar="MODEL",
-        action="append",
-        default=[],
-        help="embedded name, path, hub id or alias; ENGINE=MODEL for one engine alone",
-    )
-    add(
-        "-k",
-        "--kwarg",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="one of the engine's model_kwargs, such as n_ctx=8192",
-    )
+    _model_options(parser)
     add("--lines", metavar="N", type=int, default=20, help="of the log (default 20)")
     return parser
 

@@ -10,20 +10,24 @@ from typing import TYPE_CHECKING, Any
 from IPython.display import display
 
 from .. import interrupts, overview, selection
-from ..config import GenerationParams, GuidedDecodingParams, ModelParams, parse_setting, parse_value
+from ..comparison import compare
+from ..config import GenerationParams, GuidedDecodingParams, parse_setting, parse_value
 from ..engines import registry
+from ..engines.local import LocalEngine
 from ..errors import ConfigurationError, NbinferError, RunInterrupted
 from ..messages import Conversation, ImagePart, Message, Role, TextPart
 from ..progress import in_kernel
 from ..prompts import fill
 from ..residents import Resident, pool
-from .arguments import engine_parser, infer_parser, split_line
+from .arguments import compare_parser, engine_parser, exec_parser, infer_parser, split_line
 from .status import CellStream
 from .text import visible
 
 if TYPE_CHECKING:
     import pandas as pd
     from IPython.core.interactiveshell import InteractiveShell
+
+    from ..engines.base import InferenceEngine
 
 __all__ = ["Commands"]
 
@@ -49,6 +53,28 @@ class Commands:
                 raise
             return self._keep(frame, options, show=options.show)
 
+    def compare(self, line: str, cell: str) -> pd.DataFrame | None:
+        """Run ``%%compare``."""
+        options = compare_parser().parse_line(line)
+        with interrupts.guard():
+            try:
+                frame = self._compare(options, cell)
+            except (NbinferError, RunInterrupted) as error:
+                if error.frame is not None:
+                    self._keep(error.frame, options, show=True)
+                raise
+            return self._keep(frame, options, show=options.show)
+
+    def engine_exec(self, line: str, cell: str) -> None:
+        """Run ``%%engine_exec``."""
+        options = exec_parser().parse_line(line)
+        engine = self._engine(options.name, options)
+        if not isinstance(engine, LocalEngine):
+            raise ConfigurationError(f"{engine.name} is on another machine: no cell runs there")
+        value = engine.execute(cell)
+        if value is not None:
+            print(value)
+
     def engine(self, line: str) -> pd.DataFrame | None:
         """Run ``%engine``."""
         options = engine_parser().parse_line(line)
@@ -60,32 +86,48 @@ class Commands:
     # -------------------------------------------------------------------- %%infer
 
     def _infer(self, options: argparse.Namespace, body: str) -> pd.DataFrame:
-        chosen = selection.for_engine(options.engine, options.model, _settings(options.kwarg))
-        model = chosen.model
-        adapter = None
-        if options.adapter is not None:
-            adapter = Path(options.adapter).name
-            model = _with_adapter(model, adapter, options.adapter)
-        engine = registry.engine_class(chosen.engine)(model)
-        params = self._generation(options, adapter)
-        prompts: Any = self._prompts(options, body)
+        engine = self._engine(options.engine, options)
+        params = self._generation(options)
+        prompts, extra = self._asked(options, body)
         single = len(prompts) == 1 and params.n == 1 and options.data is None
         stream = single and options.out is None and not options.no_stream
-        extra: dict[str, Any] = {}
-        if options.data is not None:
-            (extra["template"],) = prompts
-            prompts = self._data(options.data)
-            extra["variables"] = self.shell.user_ns if options.vars else None
         return engine.infer(
             prompts,
             params,
-            system=options.system,
-            batch_size=options.batch_size,
-            wait=not options.no_wait,
             stream=stream,
             progress=CellStream(in_kernel()) if stream else None,
             **extra,
         )
+
+    def _compare(self, options: argparse.Namespace, body: str) -> pd.DataFrame:
+        names = [name.strip() for name in options.engine.split(",") if name.strip()]
+        engines = [self._engine(name, options) for name in names]
+        prompts, extra = self._asked(options, body)
+        return compare(engines, prompts, self._generation(options), **extra)
+
+    def _engine(self, name: str | None, options: argparse.Namespace) -> InferenceEngine:
+        """The engine that a magic's options name."""
+        chosen = _chosen(name, options)
+        model = chosen.model
+        path = getattr(options, "adapter", None)
+        if path is not None:
+            adapters = {**(model.adapters or {}), Path(path).name: path}
+            model = dataclasses.replace(model, adapters=adapters)
+        return registry.engine_class(chosen.engine)(model)
+
+    def _asked(self, options: argparse.Namespace, body: str) -> tuple[Any, dict[str, Any]]:
+        """The prompts, and what else ``infer`` is told of them."""
+        prompts: Any = self._prompts(options, body)
+        extra: dict[str, Any] = {
+            "system": options.system,
+            "batch_size": options.batch_size,
+            "wait": not options.no_wait,
+        }
+        if options.data is not None:
+            (extra["template"],) = prompts
+            prompts = self._data(options.data)
+            extra["variables"] = self.shell.user_ns if options.vars else None
+        return prompts, extra
 
     def _prompts(self, options: argparse.Namespace, body: str) -> list[Any]:
         texts = _split(body, options.sep)
@@ -107,7 +149,7 @@ class Commands:
         image = ImagePart(self.shell.user_ns.get(options.image, options.image))
         return [Conversation([Message(Role.USER, [image, TextPart(t)])]) for t in texts]
 
-    def _generation(self, options: argparse.Namespace, adapter: str | None) -> GenerationParams:
+    def _generation(self, options: argparse.Namespace) -> GenerationParams:
         given = {
             "max_new_tokens": options.max_new_tokens,
             "temperature": options.temperature,
@@ -115,7 +157,7 @@ class Commands:
             "seed": options.seed,
             "n": options.n,
             "raw": options.raw or None,
-            "adapter": adapter,
+            "adapter": Path(options.adapter).name if options.adapter is not None else None,
         }
         values = {name: value for name, value in given.items() if value is not None}
         values.update(parse_setting(text) for text in options.set)
@@ -149,13 +191,13 @@ class Commands:
     # -------------------------------------------------------------------- %engine
 
     def _engine_use(self, options: argparse.Namespace) -> None:
-        chosen = selection.for_engine(options.name, options.model, _settings(options.kwarg))
+        chosen = _chosen(options.name, options)
         registry.engine_class(chosen.engine)(chosen.model)  # bad parameters are told now
         selection.use(chosen)
         print(f"%%infer now uses {chosen.engine} · {visible(chosen.model.model_name)}")
 
     def _engine_load(self, options: argparse.Namespace) -> None:
-        chosen = selection.for_engine(options.name, options.model, _settings(options.kwarg))
+        chosen = _chosen(options.name, options)
         engine = registry.engine_class(chosen.engine)(chosen.model).load()
         memory = engine.memory()["memory_bytes"] or 0
         name = visible(chosen.model.model_name)
@@ -209,6 +251,19 @@ def _split(body: str, separator: str) -> list[str]:
     return [text for text in texts if text.strip()]
 
 
+def _chosen(name: str | None, options: argparse.Namespace) -> selection.Selection:
+    """Engine and model of a command; ``-k ENGINE:KEY=VALUE`` is for that engine alone."""
+    engine = name or selection.current().engine
+    own = []
+    for text in options.kwarg:
+        prefix, colon, rest = text.partition(":")
+        if not colon or prefix not in registry.names(hidden=True):
+            own.append(text)
+        elif prefix == engine:
+            own.append(rest)
+    return selection.for_engine(name, options.model, _settings(own))
+
+
 def _settings(texts: list[str]) -> dict[str, object]:
     """``KEY=VALUE`` words as a dict; values are Python literals or else text."""
     values: dict[str, object] = {}
@@ -218,8 +273,3 @@ def _settings(texts: list[str]) -> dict[str, object]:
             raise ConfigurationError(f"{text!r:.80} is not KEY=VALUE")
         values[name] = parse_value(value)
     return values
-
-
-def _with_adapter(model: ModelParams, name: str, path: str) -> ModelParams:
-    adapters = {**(model.adapters or {}), name: path}
-    return dataclasses.replace(model, adapters=adapters)

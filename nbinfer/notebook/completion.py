@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import ACTIONS, Parser, engine_parser, infer_parser
+from .arguments import (
+    ACTIONS,
+    Parser,
+    compare_parser,
+    engine_parser,
+    exec_parser,
+    infer_parser,
+)
 
 # What is completed is imported with the first Tab: %load_ext nbinfer must cost next to nothing.
 if TYPE_CHECKING:
@@ -17,7 +24,13 @@ if TYPE_CHECKING:
 __all__ = ["candidates", "install", "uninstall"]
 
 _MOST_PATHS = 500
-_LINE = re.compile(r"^\s*(%{1,2})(nbinfer\s+)?(infer|engine)\s(.*)$", re.DOTALL)
+PARSERS = {
+    "infer": infer_parser,
+    "engine": engine_parser,
+    "compare": compare_parser,
+    "engine_exec": exec_parser,
+}
+_LINE = re.compile(r"^\s*(%{1,2})(nbinfer\s+)?(infer|engine_exec|engine|compare)\s(.*)$", re.DOTALL)
 
 
 def candidates(text: str, namespace: dict[str, Any]) -> list[str] | None:
@@ -31,10 +44,10 @@ def candidates(text: str, namespace: dict[str, Any]) -> list[str] | None:
     command, rest = match.group(3), match.group(4)
     words = rest.split()
     word = "" if not rest or rest[-1].isspace() else words.pop()
-    parser = infer_parser() if command == "infer" else engine_parser()
+    parser = PARSERS[command]()
     previous = words[-1] if words else ""
     if parser.takes_value(previous):
-        found = _models(word) if previous in ("-m", "--model") else _values(previous, namespace)
+        found = _taken(previous, word, namespace)
     elif word.startswith("-"):
         found = _options(parser)
     elif command == "engine":
@@ -42,9 +55,37 @@ def candidates(text: str, namespace: dict[str, Any]) -> list[str] | None:
 
         plain = [w for w in words if not w.startswith("-")]
         found = list(ACTIONS) if not plain else registry.names() if len(plain) == 1 else []
+    elif command == "engine_exec":
+        from ..engines import registry
+
+        found = list(registry.supporting("exec", of="features")) if not words else []
     else:
         return None
     return [c for c in found if c.startswith(word)]
+
+
+def _taken(option: str, word: str, namespace: dict[str, Any]) -> list[str]:
+    """What an option's value may be."""
+    if option in ("-m", "--model"):
+        return _models(word)
+    if option in ("-k", "--kwarg"):
+        return _kwargs(word)
+    if option in ("-e", "--engine") and "," in word:  # %%compare -e llamacpp,nat
+        before = word.rpartition(",")[0]
+        taken = before.split(",")
+        return [f"{before},{n}" for n in _values(option, namespace) if n not in taken]
+    return _values(option, namespace)
+
+
+def _kwargs(word: str) -> list[str]:
+    """Names of model_kwargs: of the engine before the colon, or of all."""
+    from ..engines import registry
+
+    prefix, colon, _ = word.partition(":")
+    if colon and prefix in registry.names():
+        return [f"{prefix}:{name}=" for name in registry.engine_class(prefix).model_options]
+    every = [n for e in registry.names() for n in registry.engine_class(e).model_options]
+    return [f"{name}=" for name in dict.fromkeys(every)]
 
 
 def _options(parser: Parser) -> list[str]:
@@ -71,10 +112,6 @@ def _values(option: str, namespace: dict[str, Any]) -> list[str]:
         )
     if option == "--set":
         return [f"{name}=" for name in GenerationParams.__dataclass_fields__]
-    if option in ("-k", "--kwarg"):
-        from ..engines.llamacpp import OPTIONS
-
-        return [f"{name}=" for name in OPTIONS]
     return []
 
 

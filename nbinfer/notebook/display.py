@@ -129,11 +129,16 @@ def _places(df: pd.DataFrame, facts: Mapping[str, Any], max_columns: int) -> tup
     """
     if "table" in facts:
         return list(range(df.shape[1])), 0
+    hidden = facts.get("hidden", ())
     places = [
         place
         for place, name in enumerate(df.columns)
         if name in MARKS[:2]
-        or not (df.iloc[:, place].isna().all() or _said(name, df.iloc[:, place], facts))
+        or not (
+            name in hidden
+            or df.iloc[:, place].isna().all()
+            or _said(name, df.iloc[:, place], facts)
+        )
     ]
     ours = [place for place in places if df.columns[place] in COLUMNS]
     users = [place for place in places if df.columns[place] not in COLUMNS]
@@ -167,6 +172,8 @@ def _line(text: str) -> str:
 
 
 def _caption(df: pd.DataFrame, facts: Mapping[str, Any]) -> str:
+    if "caption" in facts:
+        return visible(str(facts["caption"]))
     parts = [_line(str(facts[name])) for name in ("engine", "model") if facts.get(name)]
     parts.append(f"{len(df):,} row" + ("" if len(df) == 1 else "s"))
     for name, word in (("rows_failed", "failed"), ("rows_cancelled", "cancelled")):
@@ -211,6 +218,8 @@ def frame_html(df: pd.DataFrame, *, max_rows: int = 20, max_chars: int = 300) ->
         return f"<tr>{''.join(drawn)}</tr>"
 
     rows = [line("td", row) for row in view.rows]
+    if "first_difference" in view.names and "output" in view.names:
+        rows = _mark_differences(view, styles)
     if view.left_out:
         gap = f'<td colspan="{len(styles)}" style="{cell};opacity:.7">{_gap(view)}</td>'
         rows.insert(view.head_rows, f"<tr>{gap}</tr>")
@@ -223,6 +232,23 @@ def frame_html(df: pd.DataFrame, *, max_rows: int = 20, max_chars: int = 300) ->
         f"{line('th', view.names)}</thead>"
         f"<tbody>{''.join(rows)}</tbody></table>{note}</div>"
     )
+
+
+def _mark_differences(view: View, styles: list[str]) -> list[str]:
+    """Rows of a comparison, with what differs from the first engine's answer underlined."""
+    output, place = view.names.index("output"), view.names.index("first_difference")
+    rows = []
+    for row in view.rows:
+        cells = [html.escape(text) for text in row]
+        if row[place] != UNKNOWN:
+            # Only as far as the texts are equal are their characters shown one for one.
+            at = len(visible(row[output][: int(row[place])]))
+            same, other = row[output][:at], row[output][at:]
+            mark = "text-decoration:underline;text-decoration-style:dotted;font-weight:600"
+            cells[output] = f'{html.escape(same)}<span style="{mark}">{html.escape(other)}</span>'
+        drawn = (f'<td style="{s}">{c}</td>' for s, c in zip(styles, cells, strict=True))
+        rows.append(f"<tr>{''.join(drawn)}</tr>")
+    return rows
 
 
 def frame_text(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .arguments import engine_parser, infer_parser
+from .arguments import compare_parser, engine_parser, exec_parser, infer_parser
 from .completion import install as install_completion
 from .completion import uninstall as uninstall_completion
 from .formatters import install_formatters, uninstall_formatters
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "unload"]
 
-SHORT = ("infer", "engine")
+SHORT = ("infer", "engine", "compare", "engine_exec")
 
 
 def load(ip: InteractiveShell) -> None:
@@ -63,3 +63,5 @@ def _document() -> None:
     """``%%infer?`` shows the options, from the parser that reads them."""
     NbinferMagics.infer.__doc__ = infer_parser().format_help()
     NbinferMagics.engine.__doc__ = engine_parser().format_help()
+    NbinferMagics.compare.__doc__ = compare_parser().format_help()
+    NbinferMagics.engine_exec.__doc__ = exec_parser().format_help()

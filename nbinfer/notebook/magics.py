@@ -1,4 +1,4 @@
-"""``%%infer``, ``%infer``, ``%engine`` and ``%nbinfer``, as IPython registers them.
+"""``%%infer``, ``%engine``, ``%%compare`` and the rest, as IPython registers them.
 
 The work is in ``commands.py``, which is imported with the first command and not before:
 ``%load_ext nbinfer`` must cost next to nothing.
@@ -10,7 +10,14 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
+from IPython.core.magic import (
+    Magics,
+    cell_magic,
+    line_cell_magic,
+    line_magic,
+    magics_class,
+    no_var_expand,
+)
 
 from ..errors import ConfigurationError, NbinferError, RunInterrupted, brief_traceback
 
@@ -67,6 +74,20 @@ class NbinferMagics(Magics):  # type: ignore[misc]
         """See, choose, load and unload engines."""
         return self._commands.engine(line)
 
+    @cell_magic
+    @no_var_expand
+    @clean_errors
+    def compare(self, line: str, cell: str) -> pd.DataFrame | None:
+        """Send the same prompts to several engines."""
+        return self._commands.compare(line, cell)
+
+    @cell_magic
+    @no_var_expand
+    @clean_errors
+    def engine_exec(self, line: str, cell: str) -> None:
+        """Run a cell beside a resident model."""
+        self._commands.engine_exec(line, cell)
+
     @no_var_expand
     @line_cell_magic
     @clean_errors
@@ -77,6 +98,13 @@ class NbinferMagics(Magics):  # type: ignore[misc]
             return self.engine(rest)
         if name == "infer":
             return self.infer(rest, cell)
+        if name in ("compare", "engine_exec"):
+            if cell is None:
+                raise ConfigurationError(
+                    f"%nbinfer {name} needs a cell", hint=f"begin the cell with %%nbinfer {name}"
+                )
+            return getattr(self, name)(rest, cell)
         raise ConfigurationError(
-            f"%nbinfer has no command {name!r}", hint="Commands: infer, engine"
+            f"%nbinfer has no command {name!r}",
+            hint="Commands: infer, engine, compare, engine_exec",
         )

@@ -7,7 +7,6 @@ import pytest
 from IPython.core.completer import provisionalcompleter
 
 from nbinfer import GenerationParams, settings
-from nbinfer.engines.llamacpp import OPTIONS
 from nbinfer.notebook.completion import ACTIONS, candidates
 
 
@@ -87,7 +86,12 @@ def test_exact_candidates(clean, monkeypatch, tmp_path):
     assert candidates("%%infer --set ", SPACE) == [
         f"{name}=" for name in GenerationParams.__dataclass_fields__
     ]
-    assert candidates("%%infer -k ", SPACE) == [f"{name}=" for name in OPTIONS]
+    kwargs = candidates("%%infer -k ", SPACE)
+    assert {"binding=", "n_ctx=", "load_in_4bit="} <= set(kwargs)
+    assert len(kwargs) == len(set(kwargs))
+    assert "native:batch_size=" in candidates("%%compare -k native:", SPACE)
+    assert candidates("%%compare -e llamacpp,n", SPACE) == ["llamacpp,native"]
+    assert candidates("%%engine_exec ", SPACE) == ["native"]
     assert candidates("%engine load llamacpp ", SPACE) == []
     assert candidates("%%infer --system ", SPACE) == []
     assert "echo" not in candidates("%%infer -e ", SPACE)
