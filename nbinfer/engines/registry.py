@@ -143,7 +143,7 @@ _SPECS = {
             "echo:EchoInferenceEngine",
             "answers with the prompt: for tests and for learning the magics",
             hidden=True,
-            capabilities=Capabilities(features=frozenset({"streaming", "cpu"})),
+            capabilities=Capabilities(features=frozenset({"streaming", "cpu", "exec"})),
         ),
     )
 }

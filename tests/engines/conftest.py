@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
 import nbinfer
-from nbinfer import GenerationParams, InferenceEngine, ModelParams
+from nbinfer import GenerationParams, InferenceEngine, ModelParams, NbinferError, environments
 from nbinfer.engines import registry
 
 from ..conftest import eventually, our_threads, reset_state, workers
 
+@dataclass(frozen=True)
+class Variant:
+    """An engine as the suite runs it, and the managed environment that its library needs."""
+
+    engine: str
+    recipe: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, **changes: Any) -> InferenceEngine:
+        given = {"model_max_length": 2048, "model_kwargs": dict(self.options), **changes}
+        return registry.engine_class(self.engine)(ModelParams("smollm2-135m", **given))
+
+    @property
+    def line(self) -> str:
+        """The same as the options of a magic."""
+        return " ".join([self.engine, *(f"-k {k}={v}" for k, v in self.options.items())])
+
+
 # Every engine that this release has. One that should be here and is not fails in CI.
-ENGINES = ("llamacpp",)
+VARIANTS = {
+    "llamacpp": Variant("llamacpp"),
+    "llama-cpp-python": Variant(
+        "llamacpp", "llama-cpp-python", {"binding": "llama-cpp-python"}
+    ),
+    "native": Variant("native", "native"),
+}
 GREEDY = GenerationParams(max_new_tokens=16)
 
 
@@ -34,15 +59,27 @@ def _end() -> Iterator[None]:
     assert eventually(lambda: not our_threads()), our_threads()
 
 
-@pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest, _end: None) -> InferenceEngine:
+def installed(name: str) -> Variant:
+    """A variant whose library is there: installed by our own command where it is missing."""
+    variant = VARIANTS[name]
+    if variant.recipe and environments.available(variant.recipe) is None:
+        try:
+            environments.install(variant.recipe)
+        except NbinferError as error:
+            reason = f"{name} could not be installed: {error}"
+            if os.environ.get("CI"):
+                pytest.fail(reason)
+            pytest.skip(reason)
+    return variant
+
+
+@pytest.fixture(scope="session", params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> Variant:
+    """Each engine in turn, installed."""
+    return installed(request.param)
+
+
+@pytest.fixture
+def engine(variant: Variant, _end: None) -> InferenceEngine:
     """One engine with the embedded model; it stays resident between tests."""
-    library = registry.spec(request.param).library
-    if importlib.util.find_spec(library) is None:
-        reason = f"{request.param}: {library} is not installed"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return registry.engine_class(request.param)(
-        ModelParams("smollm2-135m", model_kwargs={"n_ctx": 2048})
-    )
+    return variant.make()

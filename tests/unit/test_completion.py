@@ -120,7 +120,7 @@ def complete(shell, text):
 
 def test_through_the_shell(shell):
     shell.user_ns.update(SPACE)
-    assert complete(shell, "%%infer -e ") == ["llamacpp"]
+    assert complete(shell, "%%infer -e ") == ["llamacpp", "native"]
     assert complete(shell, "%%infer --data ") == ["table"]
     assert complete(shell, "%%infer -m smo") == ["smollm2-135m"]
     assert complete(shell, "%engine ") == sorted(ACTIONS)

@@ -21,6 +21,7 @@ NAMES = [
     "EchoInferenceEngine",
     "EngineCrashed",
     "EngineNotInstalled",
+    "ExecutionError",
     "GenerationParams",
     "GuidedDecodingParams",
     "ImagePart",
@@ -30,6 +31,7 @@ NAMES = [
     "Message",
     "ModelNotFound",
     "ModelParams",
+    "NativeTextInferenceEngine",
     "NbinferError",
     "RemoteParams",
     "Role",
@@ -142,8 +144,9 @@ UNDOCUMENTED = {
     "EchoInferenceEngine": {"model_params", "generation_params", "remote_params"},
     "GuidedDecodingParams": {"model_class"},
     "LlamaCppInferenceEngine": {"remote_params"},
+    "NativeTextInferenceEngine": {"remote_params"},
     "TextPart": {"text"},
-    **{name: {"df"} for name in ("compare", "conversations", "manifest", "plot", "summary")},
+    **{name: {"df"} for name in ("conversations", "manifest", "plot", "summary")},
 }
 
 

@@ -147,5 +147,8 @@ class Backend:
             self.clock.sleep(float(rest))
         return True
 
+    def scope(self):
+        return {"backend": self}
+
     def close(self):
         self._ballast.clear()
