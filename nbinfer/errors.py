@@ -8,7 +8,7 @@
          │   ├─ UnsupportedParameter          right elsewhere, but not on this engine
          │   └─ TemplateError                 a {{name}} that nothing fills, a table without prompts
          ├─ ModelNotFound                     no such file, alias or embedded model
-         ├─ DownloadError                     a model or an engine could not be fetched, checked or stored
+         ├─ DownloadError                     a model or engine could not be fetched or stored
          ├─ EngineNotInstalled                the engine's library is in no environment
          ├─ LoadError                         the library refused the model; the text has the cause
          └─ EngineCrashed                     the engine's process died; finished rows are kept

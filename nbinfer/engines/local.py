@@ -8,7 +8,7 @@ import queue
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
-from .. import interrupts, measure
+from .. import environments, interrupts, measure
 from ..errors import RunInterrupted
 from ..records import Outcome, RowRequest
 from ..residents import Plan, Resident, pool
@@ -23,10 +23,12 @@ __all__ = ["LocalEngine"]
 class LocalEngine(InferenceEngine):
     """What llama.cpp, Transformers and vLLM share: a plan, a resident, a run.
 
-    A subclass names its ``backend`` and prepares its load message.
+    A subclass names its ``backend`` and prepares its load message. ``recipe`` names the managed
+    environment that may hold its library; ``""`` is the kernel's own Python alone.
     """
 
     backend: ClassVar[str]
+    recipe: ClassVar[str] = ""
 
     @abc.abstractmethod
     def _prepare(self, progress: Callable[[str], None]) -> tuple[dict[str, Any], int]:
@@ -40,10 +42,14 @@ class LocalEngine(InferenceEngine):
             engine=self.name,
             model=self.model_params.model_name,
             backend=self.backend,
-            python=kernel_python(),
+            python=self._python,
             prepare=self._prepare,
             library=registry.spec(self.name).library,
+            recipe=self.recipe,
         )
+
+    def _python(self) -> str:
+        return environments.python_for(self.recipe) if self.recipe else kernel_python()
 
     @property
     def resident(self) -> Resident | None:

@@ -140,7 +140,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=descriptor,
                 start_new_session=True,
-                env={**os.environ, **(environment or {})},
+                env={**_inherited(python), **(environment or {})},
                 cwd=os.sep,  # never import what lies in the notebook's folder
             )
         finally:
@@ -332,6 +332,12 @@ class Worker:
             log.seek(max(0, log.tell() - 200 * lines))
             return "\n".join(log.read().decode("utf-8", "replace").splitlines()[-lines:])
         return ""
+
+
+def _inherited(python: str) -> dict[str, str]:
+    """The kernel's variables, without those that would put its packages into another Python."""
+    own = python == sys.executable
+    return {k: v for k, v in os.environ.items() if own or k not in ("PYTHONPATH", "PYTHONHOME")}
 
 
 def kernel_python() -> str:
