@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .engines.base import InferenceEngine
     from .engines.echo import EchoInferenceEngine
     from .engines.llamacpp import LlamaCppInferenceEngine
+    from .environments import install, uninstall
     from .errors import (
         ConfigurationError,
         DownloadError,
@@ -52,6 +53,7 @@ _HOMES = {
     "engines.base": ("InferenceEngine",),
     "engines.echo": ("EchoInferenceEngine",),
     "engines.llamacpp": ("LlamaCppInferenceEngine",),
+    "environments": ("install", "uninstall"),
     "overview": ("engines",),
     "errors": (
         "ConfigurationError",
@@ -100,12 +102,14 @@ __all__ = [
     "configure",
     "conversations",
     "engines",
+    "install",
     "last",
     "load_ipython_extension",
     "manifest",
     "plot",
     "shutdown",
     "summary",
+    "uninstall",
     "unload_ipython_extension",
 ]
 

@@ -143,6 +143,11 @@ def uninstall(name: str) -> int:
 
     Files that uv's cache shares take no space of their own and are not counted.
 
+    Parameters
+    ----------
+    name : str
+        A key of ``RECIPES``.
+
     Raises
     ------
     ConfigurationError

@@ -23,8 +23,8 @@ def installable() -> list[str]:
     return list(RECIPES)
 
 
-def run_install(name: str, reporter: Reporter, *, reinstall: bool = False) -> str:
-    """Install, show the progress with a reporter, and return the one line to print.
+def run_install(name: str, reporter: Reporter, *, reinstall: bool = False) -> list[str]:
+    """Install, show the progress with a reporter, and return the lines to print.
 
     Raises
     ------
@@ -34,16 +34,14 @@ def run_install(name: str, reporter: Reporter, *, reinstall: bool = False) -> st
         If the user stopped it; nothing is left then.
     """
     if name not in RECIPES and name in registry.names():
-        return _in_base_install(name)
+        return [_in_base_install(name)]
     wanted = recipe(name)
-    if not reinstall:
-        if environments.in_kernel(wanted):
-            return (
-                f"{name} is in the kernel's own environment already ({sys.executable}); "
-                "--reinstall makes a managed one all the same"
-            )
-    else:
-        run_unload(name)
+    if environments.in_kernel(wanted) and not reinstall:
+        return [
+            f"{name} is in the kernel's own environment already ({sys.executable}); "
+            "--reinstall makes a managed one all the same"
+        ]
+    lines = _unload(name) if reinstall else []
     began = time.monotonic()
     with interrupts.guard() as guard, reporter as report:
 
@@ -55,7 +53,7 @@ def run_install(name: str, reporter: Reporter, *, reinstall: bool = False) -> st
 
         found = environments.install(name, progress=say, reinstall=reinstall)
     new = time.monotonic() - began
-    return f"{name} is installed: {_contents(wanted, found)}, {new:.0f} s"
+    return [*lines, f"{name} is installed: {_contents(wanted, found)}, {new:.0f} s"]
 
 
 def run_uninstall(name: str) -> list[str]:
@@ -63,7 +61,7 @@ def run_uninstall(name: str) -> list[str]:
     if name not in RECIPES and name in registry.names():
         return [f"{name} is part of nbinfer's own install; there is nothing to remove"]
     recipe(name)
-    lines = run_unload(name)
+    lines = _unload(name)
     if not environments.folder(name).exists():
         return [*lines, f"{name} has no managed environment"]
     freed = environments.uninstall(name)
@@ -71,7 +69,7 @@ def run_uninstall(name: str) -> list[str]:
     return [*lines, f"{name} is uninstalled: {freed / 1e6:,.0f} MB came back{shared}"]
 
 
-def run_unload(name: str) -> list[str]:
+def _unload(name: str) -> list[str]:
     """Unload the engines that run in a managed environment."""
     place = environments.folder(name)
     lines = []
@@ -99,4 +97,5 @@ def _contents(wanted: Recipe, found: environments.Environment) -> str:
         r.partition("==")[0] for r in wanted.requirements
     }
     told = [f"{n} {v}" for n, v in sorted(found.versions.items(), reverse=True) if n in first]
-    return ", ".join([*told, f"{found.size_bytes / 1e9:.1f} GB"])
+    size = found.size_bytes
+    return ", ".join([*told, f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.0f} MB"])

@@ -37,7 +37,7 @@ _CAUSES = {
     "disk": r"No space left on device|os error 28\b|[Qq]uota exceeded",
     "compiler": r"CMAKE_CXX?_COMPILER|No CMAKE_C|[Nn]o (?:C\+\+ )?compiler|cannot find compiler",
     "index": r"error sending request|dns error|tcp connect error|[Cc]onnection (?:refused|reset)"
-    r"|[Nn]etwork (?:connectivity is disabled|is unreachable)|Request failed after"
+    r"|[Nn]etwork (?:connectivity is|was|is) (?:disabled|unreachable)|Request failed after"
     r"|Failed to fetch|operation timed out",
     "unknown": r"was not found in the (?:package registry|provided package locations)",
 }

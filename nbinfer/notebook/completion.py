@@ -41,6 +41,10 @@ def candidates(text: str, namespace: dict[str, Any]) -> list[str] | None:
 
         plain = [w for w in words if not w.startswith("-")]
         found = list(ACTIONS) if not plain else registry.names() if len(plain) == 1 else []
+        if len(plain) == 1 and plain[0] in ("install", "uninstall"):
+            from ..recipes import RECIPES
+
+            found = list(RECIPES)
     else:
         return None
     return [c for c in found if c.startswith(word)]
