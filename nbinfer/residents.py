@@ -40,16 +40,22 @@ class Plan:
     prepare : callable
         Called in the loading thread with a function that takes progress texts; returns the
         backend's load message and an estimate of the memory it will need, in bytes.
+    python : callable
+        Called in the loading thread; returns the interpreter that has the engine's library, or
+        raises ``EngineNotInstalled``.
+    recipe : str
+        What to install where the library is missing, ``""`` for the base install.
     """
 
     key: tuple[str, ...]
     engine: str
     model: str
     backend: str
-    python: str
+    python: Callable[[], str]
     prepare: Callable[[Callable[[str], None]], tuple[dict[str, Any], int]]
     library: str = ""
     device: str = "cpu"
+    recipe: str = ""
 
 
 @dataclass(eq=False)
@@ -60,6 +66,8 @@ class Resident:
     ----------
     state : str
         ``"loading"``, ``"ready"``, ``"crashed"`` or ``"unloaded"``.
+    python : str
+        Its interpreter; empty until it is known.
     idle_bytes : int or None
         Memory of its process tree when loaded and idle.
     peak_bytes : int
@@ -69,6 +77,7 @@ class Resident:
     plan: Plan
     state: str = "loading"
     stage: str = "starting"
+    python: str = ""
     worker: Worker | None = None
     report: dict[str, Any] = field(default_factory=dict)
     loaded_s: float | None = None
@@ -186,6 +195,8 @@ class Pool:
             self._tell(resident, {"ev": "stage", "text": text})
 
         try:
+            # First: no model is fetched for an engine that is not there.
+            resident.python = resident.plan.python()
             message, estimate = resident.plan.prepare(stage)
             resident.model_facts = message.get("facts", {})
             self._make_room(resident, estimate)
@@ -214,7 +225,7 @@ class Pool:
         with self._lock:
             if resident.state != "loading":
                 raise LoadError(f"{resident.label} was unloaded while it was loading")
-            worker = Worker(plan.backend, plan.python, self._log_path(plan.engine), events.put)
+            worker = Worker(plan.backend, resident.python, self._log_path(plan.engine), events.put)
             resident.worker = worker
         worker.send({"op": "load", "model": message})
         while True:
@@ -256,9 +267,13 @@ class Pool:
         plan, text = resident.plan, event["message"]
         tail = resident.worker.log_tail() if resident.worker is not None else ""
         if event["kind"] == "import":
+            what = plan.recipe
             return EngineNotInstalled(
-                f"{plan.python} cannot import {plan.library or plan.backend}: {text}",
-                hint=f'Install it: pip install "nbinfer[{plan.engine}]"',
+                f"{resident.python} cannot import {plan.library or plan.backend}: {text}",
+                hint=f"run %engine install {what} --reinstall (or: nbinfer install {what} "
+                "--reinstall)"
+                if what
+                else f"Install it: pip install {plan.library or plan.backend}",
             )
         return LoadError(
             f"{plan.engine} could not load {plan.model!r}: {text}",
@@ -372,7 +387,7 @@ def describe(resident: Resident) -> Mapping[str, Any]:
         "peak_bytes": peak or None,
         "loaded_s": resident.loaded_s,
         "uptime_s": time.monotonic() - resident.ready_at if resident.ready_at and alive else None,
-        "python": resident.report.get("python", resident.plan.python),
+        "python": resident.report.get("python", resident.python) or None,
     }
 
 

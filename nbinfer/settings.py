@@ -25,7 +25,16 @@ from .validation import Params, checked, known_names
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Settings", "aliases", "configure", "current", "home", "parse_size", "reset"]
+__all__ = [
+    "Settings",
+    "aliases",
+    "configure",
+    "current",
+    "home",
+    "parse_size",
+    "python_of",
+    "reset",
+]
 
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _SHARE_OF_MACHINE = 0.9
@@ -225,7 +234,7 @@ _ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
     "NBINFER_STATUS_DELAY_S": ("status_delay_s", _literal),
 }
 # Tables of [tool.nbinfer] that other modules read.
-_OTHER_TABLES: set[str] = set()
+_OTHER_TABLES = {"python"}
 
 _configured: dict[str, Any] = {}
 _lock = threading.Lock()
@@ -299,15 +308,69 @@ def _from_environment() -> dict[str, Any]:
     return values
 
 
+def python_of(name: str) -> str | None:
+    """The interpreter that the user has chosen for a recipe, or ``None``.
+
+    ``NBINFER_PYTHON_<NAME>`` (upper case, ``-`` as ``_``) wins over the table
+    ``[tool.nbinfer.python]``, where a relative path is relative to the file's folder.
+
+    Raises
+    ------
+    ConfigurationError
+        For a path that is no executable file; the message names where it comes from.
+    """
+    variable = "NBINFER_PYTHON_" + name.upper().replace("-", "_")
+    given: Any = os.environ.get(variable)
+    source, folder = variable, Path()
+    if not given:
+        found = _nearest_file()
+        if found is None:
+            return None
+        path, tables = found
+        table = tables.get("python", {})
+        if not isinstance(table, dict):
+            raise ConfigurationError(f"[tool.nbinfer.python] in {str(path)!r} must be a table")
+        given = table.get(name)
+        if given is None:
+            return None
+        source, folder = f"[tool.nbinfer.python] {name} in {str(path)!r}", path.parent
+    with contextlib.suppress(OSError, RuntimeError, ValueError, TypeError):
+        # Not resolved: an environment's python is a link, and the link is what is meant.
+        path = (folder / Path(given).expanduser()).absolute()
+        if path.is_file() and os.access(path, os.X_OK):
+            return str(path)
+    raise ConfigurationError(
+        f"{source}: {shown(given)} is no executable file",
+        hint="give the path of a Python interpreter, such as /path/to/env/bin/python",
+    )
+
+
 def _from_file() -> dict[str, Any]:
+    found = _nearest_file()
+    if found is None:
+        return {}
+    path, given = found
+    values = {}
+    for key, value in given.items():
+        if key in _OTHER_TABLES:
+            continue
+        name = "memory_budget_bytes" if key == "memory_budget" else key
+        if name not in _CHECKS:
+            raise unknown_name(f"[tool.nbinfer] in {str(path)!r}", key, _CHECKS)
+        values[name] = _CHECKS[name](f"{key} in {str(path)!r}", value)
+    return values
+
+
+def _nearest_file() -> tuple[Path, dict[str, Any]] | None:
+    """The nearest pyproject.toml and its ``[tool.nbinfer]``."""
     with contextlib.suppress(OSError):  # no working directory, or one that may not be read
         here = Path.cwd()
         for folder in (here, *here.parents):
             path = folder / "pyproject.toml"
             if path.is_file():
                 found = path.stat()
-                return _read_file(path, found.st_mtime_ns, found.st_size)
-    return {}
+                return path, _read_file(path, found.st_mtime_ns, found.st_size)
+    return None
 
 
 @functools.lru_cache(maxsize=8)
@@ -321,12 +384,4 @@ def _read_file(path: Path, mtime_ns: int, size: int) -> dict[str, Any]:  # noqa:
     given = tool.get("nbinfer", {}) if isinstance(tool, dict) else {}
     if not isinstance(given, dict):
         raise ConfigurationError(f"[tool.nbinfer] in {str(path)!r} must be a table")
-    values = {}
-    for key, value in given.items():
-        if key in _OTHER_TABLES:
-            continue
-        name = "memory_budget_bytes" if key == "memory_budget" else key
-        if name not in _CHECKS:
-            raise unknown_name(f"[tool.nbinfer] in {str(path)!r}", key, _CHECKS)
-        values[name] = _CHECKS[name](f"{key} in {str(path)!r}", value)
-    return values
+    return given

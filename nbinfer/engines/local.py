@@ -9,7 +9,7 @@ import queue
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from .. import interrupts, measure
+from .. import environments, interrupts, measure
 from ..errors import RunInterrupted, UnsupportedParameter
 from ..records import Outcome, RowRequest
 from ..residents import Plan, Resident, pool
@@ -66,10 +66,14 @@ class LocalEngine(InferenceEngine):
             engine=self.name,
             model=self.model_params.model_name,
             backend=self.backend,
-            python=kernel_python(),
+            python=self._python,
             prepare=self._prepare,
             library=registry.spec(self.name).library,
+            recipe=self.recipe,
         )
+
+    def _python(self) -> str:
+        return environments.python_for(self.recipe) if self.recipe else kernel_python()
 
     @property
     def resident(self) -> Resident | None:

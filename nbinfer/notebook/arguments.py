@@ -13,7 +13,7 @@ from ..errors import ConfigurationError
 __all__ = ["Parser", "engine_parser", "infer_parser", "split_line"]
 
 # What %engine does; completion offers the same.
-ACTIONS = ("use", "load", "unload", "restart", "logs")
+ACTIONS = ("use", "load", "unload", "restart", "logs", "install", "uninstall")
 
 
 class Parser(argparse.ArgumentParser):
@@ -179,7 +179,7 @@ def engine_parser() -> Parser:
         description=(
             "Without a word: what is resident. use: choose what a plain %%infer uses.\n"
             "load, unload, restart: as they say; unload without a name unloads everything.\n"
-            "logs: the engine's own output."
+            "logs: the engine's own output. install, uninstall: an engine's own environment."
         ),
     )
     add = parser.add_argument
@@ -187,6 +187,7 @@ def engine_parser() -> Parser:
     add("name", nargs="?", metavar="NAME", help="engine (default: the one last chosen)")
     _model_options(parser)
     add("--lines", metavar="N", type=int, default=20, help="of the log (default 20)")
+    add("--reinstall", action="store_true", help="install: make the environment anew")
     return parser
 
 

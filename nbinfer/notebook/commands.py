@@ -16,8 +16,9 @@ from ..engines import registry
 from ..engines.local import LocalEngine
 from ..errors import ConfigurationError, NbinferError, RunInterrupted
 from ..messages import Conversation, ImagePart, Message, Role, TextPart
-from ..progress import in_kernel
+from ..progress import in_kernel, reporter
 from ..prompts import fill
+from ..recipes import RECIPES
 from ..residents import Resident, pool
 from .arguments import compare_parser, engine_parser, exec_parser, infer_parser, split_line
 from .status import CellStream
@@ -219,6 +220,27 @@ class Commands:
         for resident in self._residents(options):
             if resident.worker is not None:
                 print(visible(resident.worker.log_tail(options.lines)))
+
+    def _engine_install(self, options: argparse.Namespace) -> None:
+        from .. import installing
+
+        name = self._installable(options)
+        for line in installing.run_install(name, reporter(None), reinstall=options.reinstall):
+            print(visible(line))
+
+    def _engine_uninstall(self, options: argparse.Namespace) -> None:
+        from .. import installing
+
+        for line in installing.run_uninstall(self._installable(options)):
+            print(visible(line))
+
+    @staticmethod
+    def _installable(options: argparse.Namespace) -> str:
+        if options.name is None:
+            raise ConfigurationError(
+                f"%engine {options.action} needs a name", hint=f"one of: {', '.join(RECIPES)}"
+            )
+        return str(options.name)
 
     def _residents(
         self, options: argparse.Namespace, *, all_without_name: bool = False

@@ -55,6 +55,10 @@ def candidates(text: str, namespace: dict[str, Any]) -> list[str] | None:
 
         plain = [w for w in words if not w.startswith("-")]
         found = list(ACTIONS) if not plain else registry.names() if len(plain) == 1 else []
+        if len(plain) == 1 and plain[0] in ("install", "uninstall"):
+            from ..recipes import RECIPES
+
+            found = list(RECIPES)
     elif command == "engine_exec":
         from ..engines import registry
 

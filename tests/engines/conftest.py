@@ -15,6 +15,7 @@ from nbinfer.engines import registry
 
 from ..conftest import eventually, our_threads, reset_state, workers
 
+
 @dataclass(frozen=True)
 class Variant:
     """An engine as the suite runs it, and the managed environment that its library needs."""
@@ -36,9 +37,7 @@ class Variant:
 # Every engine that this release has. One that should be here and is not fails in CI.
 VARIANTS = {
     "llamacpp": Variant("llamacpp"),
-    "llama-cpp-python": Variant(
-        "llamacpp", "llama-cpp-python", {"binding": "llama-cpp-python"}
-    ),
+    "llama-cpp-python": Variant("llamacpp", "llama-cpp-python", {"binding": "llama-cpp-python"}),
     "native": Variant("native", "native"),
 }
 GREEDY = GenerationParams(max_new_tokens=16)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nbinfer import embedded, models, settings, weights
+from nbinfer import embedded, models, packages, settings, weights
 from nbinfer.errors import ConfigurationError, DownloadError, ModelNotFound
 
 from .test_hub import CONFIG, gguf, safetensors
@@ -366,9 +366,9 @@ def test_the_uv_of_a_killed_fetch_is_ended(home, tmp_path):
     fake.chmod(0o755)
     process = start(
         f"import os, time, uv\nuv.find_uv_bin = lambda: {str(fake)!r}\n"
-        "from nbinfer import embedded, models\nreal = embedded.subprocess.Popen\n"
+        "from nbinfer import models, packages\nreal = packages.subprocess.Popen\n"
         "def popen(*a, **k):\n    made = real(*a, **k); print(made.pid, flush=True); return made\n"
-        "embedded.subprocess.Popen = popen\n"
+        "packages.subprocess.Popen = popen\n"
         f"models.resolve({NAME!r})"
     )
     assert process.stdout is not None
@@ -505,8 +505,8 @@ def test_pips_indexes_are_passed_on(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_INDEX_URL", "https://a.example/simple")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://b.example/simple file:///x")
-    given = embedded._index_environment()
+    given = packages.environment()
     assert given["UV_DEFAULT_INDEX"] == "https://a.example/simple"
     assert given["UV_INDEX"] == "https://b.example/simple"
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://own.example/simple")
-    assert embedded._index_environment()["UV_DEFAULT_INDEX"] == "https://own.example/simple"
+    assert packages.environment()["UV_DEFAULT_INDEX"] == "https://own.example/simple"

@@ -44,12 +44,14 @@ NAMES = [
     "configure",
     "conversations",
     "engines",
+    "install",
     "last",
     "load_ipython_extension",
     "manifest",
     "plot",
     "shutdown",
     "summary",
+    "uninstall",
     "unload_ipython_extension",
 ]
 HEAVY = [

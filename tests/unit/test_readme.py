@@ -15,6 +15,7 @@ from nbinfer import GenerationParams, cli, settings
 from nbinfer.engines import registry
 from nbinfer.frame import COLUMNS
 from nbinfer.notebook.arguments import engine_parser, infer_parser, split_line
+from nbinfer.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -96,7 +97,9 @@ def test_the_settings_are_the_ones_that_are_read():
 
 
 def test_no_variable_is_named_that_is_not_read():
-    assert set(re.findall(r"NBINFER_[A-Z_]+", README)) <= {"NBINFER_HOME", *settings._ENVIRONMENT}
+    chosen = {"NBINFER_PYTHON_" + name.upper().replace("-", "_") for name in RECIPES}
+    known = {"NBINFER_HOME", *settings._ENVIRONMENT, *chosen}
+    assert set(re.findall(r"NBINFER_[A-Z_]+", README)) <= known
 
 
 def test_the_defaults_said_in_the_settings_are_true(monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,133 @@
+"""Filling an environment's folder with uv, and checking that its modules can be imported."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from . import packages, settings
+from .errors import DownloadError
+from .packages import Progress
+from .recipes import Recipe
+from .torch_build import torch_build
+
+__all__ = ["disk_full", "fill", "python_in", "verify"]
+
+_IMPORT_S = 300.0
+_IMPORT = (
+    "import importlib, sys\n"
+    "for name in sys.argv[1:]:\n"
+    "    print('importing', name, file=sys.stderr, flush=True)\n"
+    "    importlib.import_module(name)\n"
+)
+
+
+def fill(wanted: Recipe, made: Path, began: float, say: Progress) -> None:
+    """Make an environment in a folder and install a recipe into it."""
+    name = wanted.name
+    uv = packages.uv_binary(f"{name} cannot be installed")
+    requirements, note = list(wanted.requirements), wanted.minutes
+    extra: list[str] = []
+    if wanted.torch:
+        own = next((r for r in requirements if r.startswith("torch")), "torch")
+        say(f"installing {name}: choosing torch's build · 0 s")
+        build = torch_build(own)
+        extra += build.arguments
+        requirements += [build.constraint] if build.constraint else []
+        note = build.note or note
+    for setting in wanted.config_settings:
+        extra += ["--config-settings-package", setting]
+    python = python_in(made)
+    venv = [uv, "venv", "--relocatable", "--no-project", "--python", sys.executable, str(made)]
+    install = [uv, "pip", "install", "--no-progress", "--python", str(python)]
+    install += [*packages.find_links(), *extra, *requirements]
+    env = packages.environment()
+    # The environment that is meant is the one named, whatever the shell has activated.
+    for variable in ("VIRTUAL_ENV", "CONDA_PREFIX", *wanted.without_variables):
+        env.pop(variable, None)
+    prefix = f"installing {name}{f' ({note})' if note else ''}"
+    for command in (venv, install):
+        tell = _teller(prefix, began, say, "resolving" if command is install else "preparing")
+        status, output = packages.run(command, tell, env=env)
+        if status:
+            raise _failed(wanted, output)
+
+
+def _teller(prefix: str, began: float, say: Progress, first: str) -> Callable[[float, str], None]:
+    def tell(_: float, output: str) -> None:
+        say(f"{prefix}: {_phase(output) or first} · {time.monotonic() - began:.0f} s")
+
+    return tell
+
+
+def _phase(output: str) -> str:
+    """What uv is at, from the last telling line of its words."""
+    for line in reversed(output.splitlines()):
+        word, _, rest = line.strip().partition(" ")
+        if word in ("Building", "Downloading"):
+            return f"{word.lower()} {rest}"
+        if word in ("Resolved", "Downloaded", "Built"):
+            return "fetching packages"
+        if word in ("Prepared", "Installed"):
+            return "putting files in place"
+    return ""
+
+
+def verify(wanted: Recipe, made: Path, began: float, say: Progress) -> None:
+    """Import the recipe's modules with the environment's Python; raise if one fails."""
+    what = f"installing {wanted.name}: checking that {' and '.join(wanted.modules)} can be imported"
+    command = [str(python_in(made)), "-I", "-c", _IMPORT, *wanted.modules]
+
+    def tell(_: float, __: str) -> None:
+        say(f"{what} · {time.monotonic() - began:.0f} s")
+
+    status, output = packages.run(command, tell, env=dict(os.environ), limit_s=_IMPORT_S)
+    if status:
+        tried = re.findall(r"^importing (\S+)$", output, re.M)
+        module = tried[-1] if tried else "nothing"
+        how = f"after {_IMPORT_S:.0f} s it was still at it" if status == 124 else f"exit {status}"
+        raise DownloadError(
+            f"{wanted.name} was installed, but {module} cannot be imported there ({how}):\n"
+            f"{packages.said(output)}",
+            hint="It was removed again. A library that the system lacks is named above; else "
+            "uv's cache may be damaged: uv cache clean",
+        )
+
+
+def _failed(wanted: Recipe, output: str) -> DownloadError:
+    name, cause = wanted.name, packages.cause(output)
+    if cause == "disk":
+        return disk_full(name)
+    hints = {
+        "compiler": "It needs a C++ compiler: apt install build-essential (Debian, Ubuntu), "
+        "xcode-select --install (macOS).",
+        "index": "No package index could be reached. Check the network and pip's or uv's index "
+        "settings, or set PIP_FIND_LINKS to a folder that holds the wheels.",
+        "unknown": "The package index does not have it for this Python and platform. "
+        "PIP_FIND_LINKS may name a folder with wheels.",
+    }
+    variable = "NBINFER_PYTHON_" + name.upper().replace("-", "_")
+    own = f"Or make an environment yourself and set {variable} to its Python."
+    return DownloadError(
+        f"{name} could not be installed ({', '.join(wanted.requirements)} with uv):\n"
+        f"{packages.said(output, 12)}",
+        hint=hints.get(cause, own),
+    )
+
+
+def disk_full(name: str) -> DownloadError:
+    """The error for a disk without room."""
+    return DownloadError(
+        f"not enough disk space to install {name} in {settings.home() / 'envs'}",
+        hint="Free some there and in uv's cache (uv cache prune), or set NBINFER_HOME to a "
+        "folder on another disk.",
+    )
+
+
+def python_in(path: Path) -> Path:
+    """The interpreter of the environment in a folder."""
+    return path / ("Scripts/python.exe" if os.name == "nt" else "bin/python")

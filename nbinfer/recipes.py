@@ -1,0 +1,115 @@
+"""What each managed environment holds: plain data."""
+
+from __future__ import annotations
+
+import difflib
+import platform
+from dataclasses import dataclass
+
+from .checks import shown
+from .errors import ConfigurationError
+
+__all__ = ["RECIPES", "Recipe", "recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An environment that uv can make.
+
+    Attributes
+    ----------
+    name : str
+        As it is installed: ``%engine install NAME``.
+    modules : tuple of str
+        Top-level modules; all of them can be imported where the library is there.
+    requirements : tuple of str
+        PEP 508.
+    summary : str
+        What it is, in a few words.
+    torch : bool, default False
+        Whether it needs torch: its CPU build is asked for where there is no GPU.
+    config_settings : tuple of str, default ()
+        ``PACKAGE:KEY=VALUE`` for the build of a package. They are part of the key under which
+        uv keeps a wheel that it has built, so no wheel built otherwise is taken instead.
+    without_variables : tuple of str, default ()
+        Environment variables that a build must not see, because uv's key leaves them out.
+    minutes : str, default ""
+        What is said about the time it takes.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    requirements: tuple[str, ...]
+    summary: str
+    torch: bool = False
+    config_settings: tuple[str, ...] = ()
+    without_variables: tuple[str, ...] = ()
+    minutes: str = ""
+
+
+def _llama_cpp_cmake(machine: str) -> str:
+    """Flags for any machine of this kind, and never for the one it is built on alone.
+
+    The default, ``-march=native``, gave a library that dies of SIGSEGV at the first decode on
+    a processor that reports AMX and does not allow it.
+    """
+    flags = ["-DGGML_NATIVE=OFF"]
+    if machine.lower() in ("x86_64", "amd64"):
+        flags += [f"-DGGML_{name}=ON" for name in ("AVX2", "FMA", "F16C", "BMI2")]
+    flags += [f"-DLLAMA_BUILD_{name}=OFF" for name in ("TESTS", "EXAMPLES", "SERVER")]
+    return ";".join(flags)
+
+
+RECIPES = {
+    made.name: made
+    for made in (
+        Recipe(
+            "native",
+            modules=("torch", "transformers"),
+            requirements=(
+                "torch>=2.13",
+                "transformers>=5.23,<6",
+                "accelerate>=1.10",
+                "gguf>=0.17",
+                "bitsandbytes>=0.50",
+                "llguidance>=1.9",
+                # Tokenizers of many models: 3 MB together.
+                "sentencepiece>=0.2",
+                "tiktoken>=0.9",
+                "protobuf>=5",
+            ),
+            summary="Hugging Face Transformers on torch",
+            torch=True,
+        ),
+        Recipe(
+            "llama-cpp-python",
+            modules=("llama_cpp",),
+            requirements=("llama-cpp-python==0.3.36",),
+            summary="llama.cpp through llama-cpp-python",
+            config_settings=(
+                f"llama-cpp-python:cmake.args={_llama_cpp_cmake(platform.machine())}",
+            ),
+            without_variables=("CMAKE_ARGS", "SKBUILD_CMAKE_ARGS", "CFLAGS", "CXXFLAGS"),
+            minutes="it compiles: 5 to 11 minutes the first time",
+        ),
+    )
+}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of this name.
+
+    Raises
+    ------
+    ConfigurationError
+        For another name, with the nearest one.
+    """
+    found = RECIPES.get(name)
+    if found is None:
+        near = difflib.get_close_matches(name, RECIPES, 1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigurationError(
+            f"nothing to install is called {shown(name)}",
+            hint=f"{guess}there are: {', '.join(RECIPES)}",
+        )
+    return found
