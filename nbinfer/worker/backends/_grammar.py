@@ -29,7 +29,7 @@ class Grammar:
             )
         compiler = llguidance.LLMatcher
         if guided.get("json") is not None:
-            grammar = compiler.grammar_from_json_schema(json.dumps(guided["json"]))
+            grammar = compiler.grammar_from_json_schema(json.dumps(closed(guided["json"])))
         elif guided.get("regex") is not None:
             # Classes such as \d are ASCII, as elsewhere; in llguidance they are all of Unicode's.
             text = llguidance.regex_to_lark(guided["regex"], use_ascii="dws")
@@ -60,3 +60,19 @@ class Grammar:
     def complete(self):
         """Whether nothing but an end can follow."""
         return self._matcher.is_stopped()
+
+
+def closed(schema):
+    """The schema with no properties but those named, unless it says otherwise itself.
+
+    What llama.cpp and xgrammar take an open schema to mean as well: a small model that may add
+    properties adds them until its tokens run out.
+    """
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {k: v if k in ("enum", "const", "default") else closed(v) for k, v in schema.items()}
+    if isinstance(schema.get("properties"), dict) and schema.get("type", "object") == "object":
+        inner.setdefault("additionalProperties", False)
+    return inner
