@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from nbinfer import hub, hubclient, models, settings
-from nbinfer.errors import ConfigurationError, DownloadError, ModelNotFound
+from nbinfer import LlamaCppInferenceEngine, hub, hubclient, models, settings
+from nbinfer.errors import ConfigurationError, DownloadError, LoadError, ModelNotFound
 
 from .hubserver import Hub, serving
 
@@ -397,6 +397,30 @@ def test_an_interrupted_download_goes_on(server, monkeypatch, capfd):
     monkeypatch.delenv("HF_HUB_OFFLINE")
     assert models.resolve("a/b").path.read_bytes() == content
     assert capfd.readouterr().out == ""  # no bar is drawn
+
+
+def test_unloading_ends_a_download(server, clean, monkeypatch):
+    monkeypatch.setattr(hubclient, "_POLL_S", 0.05)
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100_000)
+    server.repos["a/b"] = {"model-Q8_0.gguf": gguf(8_000_000)}
+    server.pause = threading.Event()
+    engine = LlamaCppInferenceEngine("a/b")
+    failure: list[BaseException] = []
+
+    def load() -> None:
+        with pytest.raises(LoadError) as caught:
+            engine.load()
+        failure.append(caught.value)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    while engine.resident is None or "4 of 8 MB" not in engine.resident.stage:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    assert engine.unload() == 0
+    thread.join(5)
+    assert "was unloaded while it was loading" in str(failure[0])
+    server.pause.set()
 
 
 def test_a_connection_that_breaks(server, monkeypatch):
