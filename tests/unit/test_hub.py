@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from nbinfer import LlamaCppInferenceEngine, hub, hubclient, models, settings
+from nbinfer import LlamaCppInferenceEngine, hub, hubcache, hubclient, models, settings
 from nbinfer.errors import ConfigurationError, DownloadError, LoadError, ModelNotFound
 
 from .hubserver import Hub, serving
@@ -167,6 +167,12 @@ def test_no_such_quantization_or_two(server, files, asked, message, hint):
     assert caught.value.message == message
     assert hint in caught.value.hint
     assert got(server, "/resolve/") == []
+
+
+def test_names_that_lead_elsewhere_are_left_out(server):
+    names = ("../x-Q8_0.gguf", "/etc/x-Q8_0.gguf", "\x1b[31mx-Q8_0.gguf", "x\u202e-Q8_0.gguf")
+    server.repos["a/b"] = {name: gguf() for name in (*names, "good-Q8_0.gguf")}
+    assert models.resolve("a/b").path.name == "good-Q8_0.gguf"
 
 
 def test_a_sharded_model(server):
@@ -474,17 +480,17 @@ def test_an_alias_to_a_hub_id(server):
 
 
 def test_cached_repositories(server):
-    assert hubclient.cached_repositories() == []
+    assert hubcache.cached_repositories() == []
     server.repos["a/b"] = server.repos["c/d-GGUF"] = several("Q8_0")
     models.resolve("c/d-GGUF")
     models.resolve("a/b")
-    assert hubclient.cached_repositories() == ["a/b", "c/d-GGUF"]
+    assert hubcache.cached_repositories() == ["a/b", "c/d-GGUF"]
 
 
 def test_the_cache_is_where_the_client_says(tmp_path):
     """The variables are read without an import; the client reads them in the same way."""
     code = (
-        "from nbinfer import hubclient; mine = str(hubclient.cache_folder())\n"
+        "from nbinfer import hubcache; mine = str(hubcache.cache_folder())\n"
         "import sys; assert 'huggingface_hub' not in sys.modules\n"
         "from huggingface_hub import constants; assert mine == constants.HF_HUB_CACHE, mine\n"
     )
