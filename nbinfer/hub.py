@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import hubclient, weights
+from . import hubcache, hubclient, weights
 from .checks import shown
 from .errors import ConfigurationError, ModelNotFound
 from .hubclient import Progress
@@ -112,7 +112,7 @@ def fetch(
     say = progress or (lambda _: None)
     listing = _listing(name, say)
     form, files = _choose(name, listing, forms, engine, say)
-    folder = hubclient.snapshot(name.repo, listing.commit)
+    folder = hubcache.snapshot(name.repo, listing.commit)
     missing = {f: listing.files.get(f, 0) for f in files if not (folder / f).is_file()}
     if missing and listing.offline is not None:
         lacks = f"the cache lacks {', '.join(list(missing)[:3])}"
@@ -120,7 +120,7 @@ def fetch(
     if missing:
         hubclient.download(name.repo, listing.commit, missing, say)
     if listing.offline is None:
-        hubclient.remember(name.repo, name.revision, listing.commit)
+        hubcache.remember(name.repo, name.revision, listing.commit)
     return (folder / files[0] if form == "gguf" else folder), listing.commit
 
 
@@ -134,8 +134,7 @@ def _listing(name: HubName, say: Progress) -> _Listing:
         answer = hubclient.lookup(name.repo, name.revision, say)
         if not isinstance(answer, str):
             commit, files = answer
-            inside = {f: n for f, n in files.items() if ".." not in f and not f.startswith("/")}
-            return _Listing(commit, inside)
+            return _Listing(commit, {f: n for f, n in files.items() if _is_plain(f)})
         why = answer
     found = _cached(name, why)
     if found is None:
@@ -144,17 +143,22 @@ def _listing(name: HubName, say: Progress) -> _Listing:
     return found
 
 
+def _is_plain(file: str) -> bool:
+    """Whether a name from outside stays in its folder, and prints as it is in a message."""
+    return file.isprintable() and not file.startswith("/") and ".." not in file.split("/")
+
+
 def _cached(name: HubName, why: str) -> _Listing | None:
     commit = name.revision or "main"
-    if not hubclient.COMMIT.fullmatch(commit):
+    if not hubcache.COMMIT.fullmatch(commit):
         try:
-            ref = hubclient.storage(name.repo) / "refs" / commit
+            ref = hubcache.storage(name.repo) / "refs" / commit
             commit = ref.read_text(encoding="utf-8").strip()
         except (OSError, ValueError):
             return None
-    if not hubclient.COMMIT.fullmatch(commit):
+    if not hubcache.COMMIT.fullmatch(commit):
         return None
-    folder = hubclient.snapshot(name.repo, commit)
+    folder = hubcache.snapshot(name.repo, commit)
     files: dict[str, int] = {}
     with contextlib.suppress(OSError):
         for path in folder.rglob("*"):

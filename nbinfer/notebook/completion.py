@@ -121,7 +121,7 @@ def _values(option: str, namespace: dict[str, Any]) -> list[str]:
 
 def _models(word: str) -> list[str]:
     """What ``-m`` may name: with ``ENGINE=`` before it where the word begins so."""
-    from .. import hubclient, settings
+    from .. import hubcache, settings
     from ..embedded import EMBEDDED
     from ..engines import registry
     from ..errors import NbinferError
@@ -134,7 +134,7 @@ def _models(word: str) -> list[str]:
     with contextlib.suppress(NbinferError):  # broken settings are told by the cell that runs
         aliases = sorted(settings.aliases())
     resident = [r.plan.model for r in pool.residents()]
-    known = [*aliases, *EMBEDDED, *resident, *_paths(word), *hubclient.cached_repositories()]
+    known = [*aliases, *EMBEDDED, *resident, *_paths(word), *hubcache.cached_repositories()]
     return list(dict.fromkeys(known))
 
 
@@ -148,7 +148,7 @@ def _paths(word: str) -> list[str]:
                 continue
             if path.suffix.lower() == ".gguf" or (path / "config.json").is_file():
                 found.append(typed + path.name)
-            elif typed and path.is_dir():
+            elif word and path.is_dir():
                 found.append(f"{typed}{path.name}/")
     return found
 

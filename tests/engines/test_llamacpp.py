@@ -204,11 +204,12 @@ def test_quantized_cache_takes_less_memory():
 
 
 def test_a_directory_and_a_text_file_are_no_models(tmp_path):
-    (tmp_path / "notes.gguf").write_text("hello")
-    with pytest.raises(nbinfer.NbinferError, match="gguf"):
+    with pytest.raises(ModelNotFound, match="is a folder with no weights"):
         LlamaCppInferenceEngine(str(tmp_path)).load()
-    with pytest.raises(LoadError, match="magic"):
-        LlamaCppInferenceEngine(str(tmp_path / "notes.gguf")).load()
+    (tmp_path / "notes.gguf").write_text("hello")
+    for path in (tmp_path / "notes.gguf", tmp_path):  # a folder's only GGUF file is meant
+        with pytest.raises(LoadError, match="magic"):
+            LlamaCppInferenceEngine(str(path)).load()
 
 
 def test_facts_name_the_file_and_the_library():

@@ -115,6 +115,14 @@ def test_parameters(run):
     assert nbinfer.last()["messages"][0][0]["role"] == "system"
 
 
+def test_a_model_for_each_engine(run):
+    models = ("-m", "llamacpp=a.gguf", "-m", "echo=mine")
+    assert run("infer", "-e", "echo", *models, "a")[0] == 0
+    assert nbinfer.last()["model"].tolist() == ["mine"]
+    status, _, err = run("infer", *models, "a")
+    assert (status, "a.gguf" in err) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [

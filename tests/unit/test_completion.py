@@ -69,6 +69,7 @@ def test_models(clean, monkeypatch, tmp_path):
     assert candidates("%%infer -m ", SPACE) == ["mine", "smollm2-135m", "folder", "org/name"]
     assert candidates("%engine use -m sub/", SPACE) == ["sub/b.GGUF", "sub/model"]
     assert candidates("%%infer -m sub/mo", SPACE) == ["sub/model"]
+    assert candidates("%%infer -m su", SPACE) == ["sub/"]
     assert candidates("%%infer -m llamacpp=or", SPACE) == ["llamacpp=org/name"]
     assert candidates("%%infer -m bogus=or", SPACE) == []
     assert candidates("%%infer -m nowhere/x", SPACE) == []

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from nbinfer import hub, hubclient, models, settings
-from nbinfer.errors import ConfigurationError, DownloadError, ModelNotFound
+from nbinfer import LlamaCppInferenceEngine, hub, hubcache, hubclient, models, settings
+from nbinfer.errors import ConfigurationError, DownloadError, LoadError, ModelNotFound
 
 from .hubserver import Hub, serving
 
@@ -167,6 +167,12 @@ def test_no_such_quantization_or_two(server, files, asked, message, hint):
     assert caught.value.message == message
     assert hint in caught.value.hint
     assert got(server, "/resolve/") == []
+
+
+def test_names_that_lead_elsewhere_are_left_out(server):
+    names = ("../x-Q8_0.gguf", "/etc/x-Q8_0.gguf", "\x1b[31mx-Q8_0.gguf", "x\u202e-Q8_0.gguf")
+    server.repos["a/b"] = {name: gguf() for name in (*names, "good-Q8_0.gguf")}
+    assert models.resolve("a/b").path.name == "good-Q8_0.gguf"
 
 
 def test_a_sharded_model(server):
@@ -365,9 +371,9 @@ def test_what_a_download_says(server, monkeypatch):
     steps = [line for line in lines if line.startswith("fetching ")]
     assert all(re.fullmatch(r"fetching a/b: \d of 8 MB, \d+ s", line) for line in steps)
     assert any("4 of 8 MB" in line for line in steps)
-    before = len(lines)
+    lines.clear()
     models.resolve("a/b", progress=lines.append)
-    assert len(lines) == before
+    assert not any("fetch" in line for line in lines)  # looking up may be told: it takes its time
 
 
 def test_an_interrupted_download_goes_on(server, monkeypatch, capfd):
@@ -397,6 +403,30 @@ def test_an_interrupted_download_goes_on(server, monkeypatch, capfd):
     monkeypatch.delenv("HF_HUB_OFFLINE")
     assert models.resolve("a/b").path.read_bytes() == content
     assert capfd.readouterr().out == ""  # no bar is drawn
+
+
+def test_unloading_ends_a_download(server, clean, monkeypatch):
+    monkeypatch.setattr(hubclient, "_POLL_S", 0.05)
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100_000)
+    server.repos["a/b"] = {"model-Q8_0.gguf": gguf(8_000_000)}
+    server.pause = threading.Event()
+    engine = LlamaCppInferenceEngine("a/b")
+    failure: list[BaseException] = []
+
+    def load() -> None:
+        with pytest.raises(LoadError) as caught:
+            engine.load()
+        failure.append(caught.value)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    while engine.resident is None or "4 of 8 MB" not in engine.resident.stage:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    assert engine.unload() == 0
+    thread.join(5)
+    assert "was unloaded while it was loading" in str(failure[0])
+    server.pause.set()
 
 
 def test_a_connection_that_breaks(server, monkeypatch):
@@ -450,17 +480,17 @@ def test_an_alias_to_a_hub_id(server):
 
 
 def test_cached_repositories(server):
-    assert hubclient.cached_repositories() == []
+    assert hubcache.cached_repositories() == []
     server.repos["a/b"] = server.repos["c/d-GGUF"] = several("Q8_0")
     models.resolve("c/d-GGUF")
     models.resolve("a/b")
-    assert hubclient.cached_repositories() == ["a/b", "c/d-GGUF"]
+    assert hubcache.cached_repositories() == ["a/b", "c/d-GGUF"]
 
 
 def test_the_cache_is_where_the_client_says(tmp_path):
     """The variables are read without an import; the client reads them in the same way."""
     code = (
-        "from nbinfer import hubclient; mine = str(hubclient.cache_folder())\n"
+        "from nbinfer import hubcache; mine = str(hubcache.cache_folder())\n"
         "import sys; assert 'huggingface_hub' not in sys.modules\n"
         "from huggingface_hub import constants; assert mine == constants.HF_HUB_CACHE, mine\n"
     )

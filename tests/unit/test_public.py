@@ -99,7 +99,9 @@ def test_other_names_are_not_there():
 
 
 def test_every_module_says_what_it_exports():
-    for module in ("config", "errors", "messages", "runstore", "settings", "residents"):
+    modules = ("config", "errors", "messages", "runstore", "settings", "residents")
+    modules += ("hub", "hubcache", "hubclient", "models", "selection", "weights")
+    for module in modules:
         loaded = importlib.import_module(f"nbinfer.{module}")
         assert all(hasattr(loaded, name) for name in loaded.__all__)
         assert loaded.__doc__

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from nbinfer import GenerationParams, cli, settings
+from nbinfer import GenerationParams, cli, hub, models, selection, settings
 from nbinfer.engines import registry
 from nbinfer.frame import COLUMNS
 from nbinfer.notebook.arguments import engine_parser, infer_parser, split_line
@@ -84,8 +85,23 @@ def test_the_columns_are_the_frames_in_its_order():
     assert [named(name) for name, _ in marked("columns")] == [[name] for name in COLUMNS]
 
 
+def test_every_name_said_for_a_model_is_read_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    said = [name for cell, _ in marked("names") for name in named(cell)]
+    hub_ids = [name for name in said if hub.parse(name)]
+    assert hub_ids == [name for name in said if name.startswith("org/")]
+    assert [n for n in said if selection.model_for("llamacpp", [n]) != n] == ["llamacpp=a.gguf"]
+    assert said[0] in models.EMBEDDED
+
+
+def test_the_aliases_said_are_read():
+    (block,) = blocks(section("What `-m` takes"), "toml")
+    given = tomllib.loads(block)["tool"]["nbinfer"]["aliases"]
+    assert settings.Settings(aliases=given).aliases == given
+
+
 def test_every_column_and_option_is_explained():
-    for mark in ("options", "columns", "settings"):
+    for mark in ("options", "columns", "settings", "names"):
         assert all(len(text) > 5 for *_, text in marked(mark))
 
 

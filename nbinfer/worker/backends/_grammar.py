@@ -72,7 +72,14 @@ def closed(schema):
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    inner = {k: v if k in ("enum", "const", "default") else closed(v) for k, v in schema.items()}
+    inner = {}
+    for key, value in schema.items():
+        if key in ("enum", "const", "default", "examples"):
+            inner[key] = value
+        elif key in ("properties", "patternProperties", "$defs", "definitions"):
+            inner[key] = {name: closed(part) for name, part in value.items()}
+        else:
+            inner[key] = closed(value)
     if isinstance(schema.get("properties"), dict) and schema.get("type", "object") == "object":
         inner.setdefault("additionalProperties", False)
     return inner
