@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -297,7 +298,8 @@ def _clear(target: Path) -> None:
 def _versions(path: Path) -> dict[str, str]:
     places = [*path.glob("lib/python*/site-packages"), *path.glob("Lib/site-packages")]
     found = importlib.metadata.distributions(path=[str(p) for p in places])
-    return dict(sorted((d.metadata["Name"].lower(), d.version) for d in found))
+    named = ((re.sub(r"[-_.]+", "-", d.metadata["Name"]).lower(), d.version) for d in found)
+    return dict(sorted(named))
 
 
 def _size(path: Path, *, own: bool = False) -> int:

@@ -90,7 +90,7 @@ RECIPES = {
                 f"llama-cpp-python:cmake.args={_llama_cpp_cmake(platform.machine())}",
             ),
             without_variables=("CMAKE_ARGS", "SKBUILD_CMAKE_ARGS", "CFLAGS", "CXXFLAGS"),
-            minutes="it compiles: 5 to 11 minutes the first time",
+            minutes="it compiles: 5 to 15 minutes",
         ),
     )
 }

@@ -24,10 +24,18 @@ from nbinfer import (
     settings,
     torch_build,
 )
-from nbinfer.errors import ConfigurationError, DownloadError, EngineNotInstalled
+from nbinfer.errors import (
+    ConfigurationError,
+    DownloadError,
+    EngineNotInstalled,
+    RunInterrupted,
+)
 from nbinfer.notebook.completion import candidates
+from nbinfer.progress import Silent
 from nbinfer.recipes import RECIPES, Recipe
 from nbinfer.residents import describe, pool
+
+from .conftest import interrupt_when
 
 TINY = Recipe("tiny", ("tinylib",), ("tinylib>=1",), "a library of one line")
 
@@ -387,18 +395,13 @@ def test_the_settings_of_a_build_reach_uv_and_the_variables_do_not(home, monkeyp
 
     def run(command, say, *, env=None, limit_s=None):
         asked.append((command, env))
-        return 1, "stopped"
+        return int("pip" in command), "CMAKE_CXX_COMPILER not set"
 
     monkeypatch.setattr(packages, "run", run)
-    monkeypatch.setattr("nbinfer.env_build.packages.run", run)
     monkeypatch.setenv("CMAKE_ARGS", "-DGGML_NATIVE=ON")
-    with pytest.raises(DownloadError):
+    with pytest.raises(DownloadError) as caught:
         environments.install("llama-cpp-python")
-    monkeypatch.setattr(
-        packages, "run", lambda c, s, **k: run(c, s, **k) if "pip" in c else (0, "")
-    )
-    with pytest.raises(DownloadError):
-        environments.install("llama-cpp-python")
+    assert "needs a C++ compiler: apt install build-essential" in str(caught.value.hint)
     command, env = asked[-1]
     given = command[command.index("--config-settings-package") + 1]
     assert given.startswith("llama-cpp-python:cmake.args=-DGGML_NATIVE=OFF")
@@ -440,23 +443,37 @@ def test_the_worker_runs_in_the_environment_and_uninstalling_unloads_it(tiny_eng
 
 
 def test_the_magics(home, shell):
-    result = shell.cell("%engine install tiny")
-    assert result.text.startswith("tiny is installed: tinylib 1.0, ")
-    assert result.text.count("\n") == 1
+    done = shell.cell("%engine install tiny")
+    assert done.stdout.startswith("tiny is installed: tinylib 1.0, ")
+    assert done.stdout.count("\n") == 1
+    assert (done.stderr, done.outputs) == ("", [])
     assert environments.available("tiny")
-    assert "tiny is uninstalled" in shell.cell("%engine uninstall tiny").text
+    assert "tiny is uninstalled" in shell.cell("%engine uninstall tiny").stdout
 
 
-def test_the_magics_errors(home, shell, monkeypatch):
-    for line, what in (
-        ("%engine install", "needs a name"),
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("%engine install", "%engine install needs a name"),
         ("%engine install nothing", "nothing to install is called 'nothing'"),
-    ):
-        assert what in str(shell.cell(line, error=ConfigurationError).error)
+        ("%engine uninstall", "%engine uninstall needs a name"),
+    ],
+)
+def test_the_magics_errors(home, shell, line, what):
+    with pytest.raises(ConfigurationError, match=what):
+        shell.cell(line)
+
+
+def test_an_interrupt_of_an_installation(home, shell):
+    wheel(home.parent / "wheels", "tinylib", "import time; time.sleep(600)", "2")
+    with interrupt_when(lambda: left(home)), pytest.raises(RunInterrupted, match="nothing is left"):
+        shell.cell("%engine install tiny")
+    assert left(home) == []
+    assert environments.available("tiny") is None
 
 
 def test_what_is_there_already(home, monkeypatch):
-    silent = cli.sys.modules["nbinfer.progress"].Silent()
+    silent = Silent()
     monkeypatch.setitem(RECIPES, "tiny", Recipe("tiny", ("json",), ("tinylib",), ""))
     (line,) = installing.run_install("tiny", silent)
     assert "in the kernel's own environment already" in line
