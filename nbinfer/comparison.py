@@ -148,7 +148,7 @@ def _caption(facts: Sequence[Mapping[str, Any]], rows: pd.DataFrame) -> str:
         said += [f"{memory / 1e6:,.0f} MB"] if memory else []
         parts.append(f"{fact['engine']}: {', '.join(said) or 'did not finish'}")
     prompts = len(rows) // max(len(facts), 1)
-    others = rows["engine"] != facts[0]["engine"]
+    others = rows["run_id"] != facts[0]["run_id"]
     same = int(rows.loc[others, "first_difference"].isna().sum()) if others.any() else 0
     total = int(others.sum())
     agreed = f"{same} of {total} answers equal {facts[0]['engine']}'s" if total else ""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import re
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +19,7 @@ from .packages import Progress
 from .recipes import Recipe
 from .torch_build import torch_build
 
-__all__ = ["disk_full", "fill", "python_in", "verify"]
+__all__ = ["built_wheels", "disk_full", "fill", "python_in", "verify"]
 
 _IMPORT_S = 300.0
 _IMPORT = (
@@ -45,6 +49,9 @@ def fill(wanted: Recipe, made: Path, began: float, say: Progress) -> None:
     venv = [uv, "venv", "--relocatable", "--no-project", "--python", sys.executable, str(made)]
     install = [uv, "pip", "install", "--no-progress", "--python", str(python)]
     install += [*packages.find_links(), *extra, *requirements]
+    kept = built_wheels(wanted)
+    if kept.is_dir():
+        install += ["--find-links", str(kept)]
     env = packages.environment()
     # The environment that is meant is the one named, whatever the shell has activated.
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX", *wanted.without_variables):
@@ -55,6 +62,35 @@ def fill(wanted: Recipe, made: Path, began: float, say: Progress) -> None:
         status, output = packages.run(command, tell, env=env)
         if status:
             raise _failed(wanted, output)
+    if wanted.config_settings:
+        _keep_built(wanted, uv, kept, began)
+
+
+def built_wheels(wanted: Recipe) -> Path:
+    """Where wheels are kept that a recipe's own settings made, by those settings.
+
+    uv keeps them too, but forgets them with an index that forbids it to remember the source:
+    minutes of compiling are worth a copy.
+    """
+    key = hashlib.sha256("\n".join(wanted.config_settings).encode()).hexdigest()[:16]
+    return settings.home() / "wheels" / key
+
+
+def _keep_built(wanted: Recipe, uv: str, folder: Path, began: float) -> None:
+    """Copy what uv has built since ``began`` out of its cache."""
+    asked = subprocess.run([uv, "cache", "dir"], capture_output=True, text=True, check=False)
+    since = time.time() - (time.monotonic() - began)
+    for setting in wanted.config_settings:
+        name = setting.partition(":")[0].replace("-", "_")
+        found = Path(asked.stdout.strip()).glob(f"sdists-v*/pypi/*/*/*/*/{name}-*.whl")
+        with contextlib.suppress(OSError):
+            newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+            if newest is None or newest.stat().st_mtime < since:
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            part = folder / f".{newest.name}.part"
+            shutil.copyfile(newest, part)
+            part.replace(folder / newest.name)
 
 
 def _teller(prefix: str, began: float, say: Progress, first: str) -> Callable[[float, str], None]:

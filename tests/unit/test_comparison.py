@@ -81,20 +81,18 @@ def test_a_load_failure_of_the_second_keeps_the_firsts_rows(clean):
     assert len(nbinfer.last()) == 2
 
 
-def test_the_magic(ip, clean):
-    ip.run_cell_magic(
-        "compare", "-e echo,echo -o out -k echo:slots=2", "a\n---\nb"
-    ) if False else None
-    with pytest.raises(ConfigurationError, match="twice"):
-        ip.run_cell_magic("compare", "-e echo,echo", "a\n---\nb")
-    with pytest.raises(ConfigurationError, match="no engine is called 'ecko'"):
-        ip.run_cell_magic("compare", "-e ecko,echo", "a")
-    with pytest.raises(ConfigurationError, match="required"):
-        ip.run_cell_magic("compare", "", "a")
-    with pytest.raises(ConfigurationError, match="two engines or more"):
-        ip.run_cell_magic("compare", "-e echo", "a")
+def test_the_magic(shell):
+    shell.cell("%load_ext nbinfer")
+    for line, problem in {
+        "-e echo,echo": "twice",
+        "-e ecko,echo": "no engine is called 'ecko'",
+        "": "required",
+        "-e echo": "two engines or more",
+    }.items():
+        with pytest.raises(ConfigurationError, match=problem):
+            shell.cell(f"%%compare {line}\na\n---\nb")
     with pytest.raises(ConfigurationError, match="begin the cell"):
-        ip.run_line_magic("nbinfer", "compare -e echo,echo")
+        shell.cell("%nbinfer compare -e echo,echo")
 
 
 def test_precisions_that_differ_are_told(two, monkeypatch):

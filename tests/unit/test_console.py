@@ -47,7 +47,7 @@ def test_an_exception_has_the_cells_own_lines(engine):
     assert "return 1 / 0" in text
     assert "console.py" not in text
     with pytest.raises(ExecutionError, match="SyntaxError"):
-        engine.execute("this is not Python")
+        engine.execute("def f(")
     with pytest.raises(ExecutionError, match="SystemExit"):
         engine.execute("raise SystemExit(3)")
     assert engine.execute("1") == "1"  # none of it ended the worker
@@ -91,14 +91,13 @@ def test_rows_and_a_cell_at_once(engine):
     assert frames[0]["error"].isna().all()
 
 
-def test_the_magic(ip, clean, capsys):
-    ip.run_cell_magic("engine_exec", "echo", "z = 7\nprint('printed')\nz")
-    assert capsys.readouterr().out == "printed\n7\n"
-    assert "z" not in ip.user_ns
-    ip.run_cell_magic("nbinfer", "engine_exec echo", "z")
-    assert capsys.readouterr().out == "7\n"
+def test_the_magic(shell):
+    shell.cell("%load_ext nbinfer")
+    assert shell.cell("%%engine_exec echo\nz = 7\nprint('printed')\nz").stdout == "printed\n7\n"
+    assert "z" not in shell.user_ns
+    assert shell.cell("%%nbinfer engine_exec echo\nz").stdout == "7\n"
     with pytest.raises(ExecutionError) as caught:
-        ip.run_cell_magic("engine_exec", "echo", "nothing_here")
+        shell.cell("%%engine_exec echo\nnothing_here")
     lines = caught.value._render_traceback_()
     assert lines[-1] == "NameError: name 'nothing_here' is not defined"
     assert not any("nbinfer" in line for line in lines)
