@@ -115,6 +115,11 @@ class Resident:
         why = ""
         if death.signal == "SIGKILL":
             why = " SIGKILL from outside is most often the system's out-of-memory killer."
+        elif death.signal in ("SIGSEGV", "SIGILL"):
+            # ggml's tile instructions on a machine that reports AMX and forbids it, for one.
+            why = " It crashed in native code, as a library built for another processor does."
+            if self.plan.recipe:
+                why += f" %engine install {self.plan.recipe} --reinstall builds it for this one."
         return EngineCrashed(
             f"the process of {self.label} died {doing}: {how}{memory}.{why}{last}",
             hint="The kernel and the finished rows are safe; the next use loads the model again. "

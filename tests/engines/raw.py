@@ -56,7 +56,10 @@ def xllamacpp(path, prompts, tokens):
         answer = server.handle_chat_completions(
             {
                 "messages": [{"role": "user", "content": prompt}],
-                **{"max_tokens": tokens, "temperature": 0.0, "top_k": 0, "min_p": 0.0},
+                "max_tokens": tokens,
+                "temperature": 0.0,
+                "top_k": 0,
+                "min_p": 0.0,
             }
         )
         count = answer["usage"]["completion_tokens"]

@@ -116,8 +116,13 @@ def cell(prompts: list[str], options: str) -> str:
 
 
 def test_twenty_interrupts_at_random_times(kernel, capsys):
+    twenty_interrupts(kernel, capsys, "llamacpp")
+
+
+def twenty_interrupts(kernel: Kernel, capsys, engine: str) -> None:
+    """On the engine that is in use, which answers after each and stays the same process."""
     moments = random.Random(20)
-    pid = pid_of_engine(kernel)
+    pid = pid_of_engine(kernel, engine)
     free, stopped = [], 0
     for number in range(20):
         prompts = [f"Story {number}.{k}: tell me about the sea." for k in range(8)]
@@ -131,11 +136,11 @@ def test_twenty_interrupts_at_random_times(kernel, capsys):
             assert_partial(kernel.rows("out"), prompts)
             assert kernel.value("nbinfer.last() is out") is True
         answers_alone(kernel, prompt=f"Name colour {number}.")
-        assert pid_of_engine(kernel) == pid
+        assert pid_of_engine(kernel, engine) == pid
     assert stopped >= 10
     with capsys.disabled():
         print(
-            f"\n{stopped} of 20 interrupted; free after: median {statistics.median(free):.2f} s, "
+            f"\n{engine}: {stopped} of 20 interrupted; free after: median {statistics.median(free):.2f} s, "
             f"max {max(free):.2f} s"
         )
 

@@ -96,7 +96,9 @@ def precision(model):
         return f"4-bit {given.get('bnb_4bit_quant_type', '')}".strip()
     if given.get("load_in_8bit"):
         return "8-bit"
-    return str(given.get("quant_method", "quantized"))
+    method = str(getattr(given.get("quant_method"), "value", given.get("quant_method")))
+    # A GGUF's weights are dequantized as they are read.
+    return str(model.dtype).removeprefix("torch.") if method == "gguf" else method
 
 
 def _worded(error, what, place):
