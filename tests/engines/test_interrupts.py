@@ -140,8 +140,8 @@ def twenty_interrupts(kernel: Kernel, capsys, engine: str) -> None:
     assert stopped >= 10
     with capsys.disabled():
         print(
-            f"\n{engine}: {stopped} of 20 interrupted; free after: median {statistics.median(free):.2f} s, "
-            f"max {max(free):.2f} s"
+            f"\n{engine}: {stopped} of 20 interrupted; free after: "
+            f"median {statistics.median(free):.2f} s, max {max(free):.2f} s"
         )
 
 
