@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 PROMPTS = [
@@ -44,12 +45,12 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
-class Raw:
-    """xllamacpp's Server alone in a process, driven over its stdin: the baseline."""
+class Baseline:
+    """A program that reads a request a line and writes an answer a line."""
 
-    def __init__(self, path: str, **settings: Any) -> None:
+    def __init__(self, *command: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, path, json.dumps(settings)],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -71,6 +72,21 @@ class Raw:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+
+
+class Raw(Baseline):
+    """xllamacpp's Server alone in a process."""
+
+    def __init__(self, path: str, **settings: Any) -> None:
+        super().__init__(sys.executable, __file__, path, json.dumps(settings))
+
+
+class RawEngine(Baseline):
+    """Another raw library (``raw_engines.py``), by the Python that has it."""
+
+    def __init__(self, python: str, library: str, path: str, threads: int) -> None:
+        script = Path(__file__).with_name("raw_engines.py")
+        super().__init__(python, str(script), library, path, str(threads))
 
 
 def serve(path: str, settings: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from common import Raw, median, table
 
 import nbinfer
 from nbinfer import GenerationParams, LlamaCppInferenceEngine, ModelParams, models
-from nbinfer.engines.local import physical_cores as _threads
+from nbinfer.engines.local import physical_cores
 
 PROMPT = "Name a colour."
 
@@ -27,7 +27,7 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     engine = LlamaCppInferenceEngine(ModelParams(model_kwargs={"n_ctx": 1024})).load()
     path = str(models.resolve("smollm2-135m").path)
-    server = Raw(path, n_parallel=8, n_ctx=8192, n_batch=256, n_threads=_threads())
+    server = Raw(path, n_parallel=8, n_ctx=8192, n_batch=256, n_threads=physical_cores())
     params = GenerationParams(max_new_tokens=4)
     raw, ours, inside = [], [], []
     for round_ in range(repeats + 2):

@@ -143,10 +143,11 @@ def test_the_parameters_page_has_every_field_with_its_default():
         assert said == wanted, name
 
 
-def test_the_parameters_page_says_refused_where_llamacpp_refuses():
-    able = registry.spec("llamacpp").capabilities.generation
-    for name, _, _, text in table(PARAMETERS):
-        (field,) = named(name)
+@pytest.mark.parametrize(("place", "engine"), [(3, "llamacpp"), (4, "native")])
+def test_the_parameters_page_says_refused_where_an_engine_refuses(place, engine):
+    able = registry.spec(engine).capabilities.generation
+    for cells in table(PARAMETERS):
+        (field,), text = named(cells[0]), cells[place]
         if field in able:
             assert not text.startswith("refused:"), field
             continue
