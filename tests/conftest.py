@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +14,44 @@ import psutil
 import pytest
 
 import nbinfer
-from nbinfer import interrupts, lease, notices, runstore, selection, settings
+from nbinfer import environments, interrupts, lease, notices, runstore, selection, settings
+from nbinfer.recipes import RECIPES
 from nbinfer.residents import pool
+
+# Tests that need an engine's own environment say so: by the marker ``needs``, or by running once
+# for each engine of tests/engines/conftest.py.
+WITHOUT = "NBINFER_TEST_WITHOUT"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Install what the collected tests need, by our own command, before any test's clock runs.
+
+    Compiling takes minutes. What cannot be installed fails the session: an engine is left out by
+    name (``NBINFER_TEST_WITHOUT=native,llama-cpp-python``) or not at all.
+    """
+    if session.config.option.collectonly:
+        return
+    needed = set()
+    for item in session.items:
+        values = getattr(getattr(item, "callspec", None), "params", {}).values()
+        needed |= {value for value in values if isinstance(value, str) and value in RECIPES}
+        needed |= {name for mark in item.iter_markers("needs") for name in mark.args}
+    for name in sorted(needed - set(os.environ.get(WITHOUT, "").split(","))):
+        if environments.available(name) is None:
+            install(session, name)
+
+
+def install(session: pytest.Session, name: str) -> None:
+    """Install one environment, with a line of progress now and then."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    told = [float("-inf")]
+
+    def say(text: str) -> None:
+        if reporter is not None and time.monotonic() > told[0] + 20:
+            told[0] = time.monotonic()
+            reporter.write_line(text)
+
+    environments.install(name, progress=say)
 
 
 def workers() -> list[psutil.Process]:

@@ -71,6 +71,8 @@ class Engine:
                 self._call(message)
             elif op == "exec":
                 self._console.run(message["run"], message["code"])
+                if hasattr(self._backend, "rest"):
+                    self._backend.rest()
 
     def _write(self, data):
         view = memoryview(data)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 import nbinfer
-from nbinfer import GenerationParams, InferenceEngine, ModelParams, NbinferError, environments
+from nbinfer import GenerationParams, InferenceEngine, ModelParams, environments
 from nbinfer.engines import registry
 
-from ..conftest import eventually, our_threads, reset_state, workers
+from ..conftest import WITHOUT, eventually, our_threads, reset_state, workers
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,12 @@ def _end() -> Iterator[None]:
 
 
 def installed(name: str) -> Variant:
-    """A variant whose library is there: installed by our own command where it is missing."""
+    """A variant whose library is there; ``pytest_collection_finish`` has seen to it."""
     variant = VARIANTS[name]
-    if variant.recipe and environments.available(variant.recipe) is None:
-        try:
-            environments.install(variant.recipe)
-        except NbinferError as error:
-            reason = f"{name} could not be installed: {error}"
-            if os.environ.get("CI"):
-                pytest.fail(reason)
-            pytest.skip(reason)
+    if variant.recipe:
+        if variant.recipe in os.environ.get(WITHOUT, "").split(","):
+            pytest.skip(f"{name} is left out by {WITHOUT}")
+        environments.python_for(variant.recipe)
     return variant
 
 

@@ -22,6 +22,8 @@ from nbinfer import (
 from .conftest import GREEDY, installed
 from .test_conformance import PROMPTS
 
+pytestmark = pytest.mark.needs("native")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _there(_end):

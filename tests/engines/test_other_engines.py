@@ -103,6 +103,7 @@ def test_sigsegv_names_the_likely_cause(kernel, other):
     kernel.run("%%infer -o again --max-new-tokens 4\nHello", timeout=200).ok()
 
 
+@pytest.mark.needs("native", "llama-cpp-python")
 def test_three_engines_in_one_kernel(kernel, other):
     """All are resident at once; each answers, and all memory comes back."""
     if other.engine != "native":

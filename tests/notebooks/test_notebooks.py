@@ -55,6 +55,7 @@ def test_every_cell_was_executed_and_none_failed(path):
                 assert output.data == {}, "progress must leave nothing behind"
 
 
+@pytest.mark.needs("native")
 @pytest.mark.timeout(600)
 def test_strict_nbval_passes_whether_or_not_progress_is_shown():
     """With no delay every run draws its status line, and the cells are still the same."""

@@ -10,6 +10,7 @@ A backend is small::
 
         def pick(self, waiting): ...  # optional: which of a run's rows make its next batch
         def scope(self) -> dict: ...  # optional: names that %%engine_exec gives to a cell
+        def rest(self): ...  # optional: the main thread has computed (a cell), and stops
 
         def load(self, model, stage) -> dict: ...
         def generate(self, requests, emit, cancelled) -> None: ...
