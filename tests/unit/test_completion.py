@@ -125,7 +125,7 @@ def test_through_the_shell(shell):
     assert complete(shell, "%%infer --data ") == ["table"]
     assert complete(shell, "%%infer -m smo") == ["smollm2-135m"]
     assert complete(shell, "%engine ") == sorted(ACTIONS)
-    assert complete(shell, "%engine load ") == ["llamacpp"]
+    assert complete(shell, "%engine load ") == ["llamacpp", "native"]
     assert "--max-new-tokens" in complete(shell, "%%infer --")
     assert all(c.startswith("-") for c in complete(shell, "%%infer --"))
 
