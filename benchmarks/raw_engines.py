@@ -1,4 +1,5 @@
-"""The raw libraries in processes of their own: the baselines of ``native.py`` and ``bindings.py``.
+"""The raw libraries in processes of their own: the baselines of ``native.py``, ``bindings.py`` and
+``local_vllm.py``.
 
 Run by an engine's own Python; reads a request a line, writes an answer a line.
 """
@@ -6,6 +7,7 @@ Run by an engine's own Python; reads a request a line, writes an answer a line.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -77,14 +79,42 @@ def llama_cpp(path: str, threads: int) -> Callable[[Answer], int]:
     return answer
 
 
+def vllm(folder: str, threads: int) -> Callable[[Answer], int]:
+    """``LLM.chat`` on the whole list, with nbinfer's load options."""
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(
+        map(str, sorted(os.sched_getaffinity(0))[:threads])
+    )
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        folder,
+        dtype="float32",
+        max_model_len=2048,
+        enforce_eager=True,
+        kv_cache_memory_bytes=16_384 * 46_080,
+        max_num_seqs=64,
+        max_num_batched_tokens=512,
+    )
+
+    def answer(request: Answer) -> int:
+        params = SamplingParams(temperature=0.0, max_tokens=request["max_tokens"])
+        chats = [[{"role": "user", "content": p}] for p in request["prompts"]]
+        outputs = llm.chat(chats, params, use_tqdm=False)
+        return sum(len(o.outputs[0].token_ids) for o in outputs)
+
+    return answer
+
+
 def main() -> None:
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # a library's own words are no answers
     answer = globals()[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
-    print(json.dumps("ready"), flush=True)
+    print(json.dumps("ready"), file=out, flush=True)
     for line in sys.stdin:
         started = time.perf_counter()
         tokens = answer(json.loads(line))
         seconds = time.perf_counter() - started
-        print(json.dumps({"seconds": seconds, "tokens": tokens}), flush=True)
+        print(json.dumps({"seconds": seconds, "tokens": tokens}), file=out, flush=True)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .engines.echo import EchoInferenceEngine
     from .engines.llamacpp import LlamaCppInferenceEngine
     from .engines.native import NativeTextInferenceEngine
+    from .engines.vllm import VLLMInferenceEngine
     from .environments import install, uninstall
     from .errors import (
         ConfigurationError,
@@ -58,6 +59,7 @@ _HOMES = {
     "engines.echo": ("EchoInferenceEngine",),
     "engines.llamacpp": ("LlamaCppInferenceEngine",),
     "engines.native": ("NativeTextInferenceEngine",),
+    "engines.vllm": ("VLLMInferenceEngine",),
     "environments": ("install", "uninstall"),
     "overview": ("engines",),
     "errors": (
@@ -105,6 +107,7 @@ __all__ = [
     "TemplateError",
     "TextPart",
     "UnsupportedParameter",
+    "VLLMInferenceEngine",
     "__version__",
     "compare",
     "configure",

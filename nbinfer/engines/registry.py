@@ -139,6 +139,53 @@ _SPECS = {
             ),
         ),
         EngineSpec(
+            "vllm",
+            "vllm:VLLMInferenceEngine",
+            "vLLM: continuous batching and paged KV cache, for throughput",
+            library="vllm",
+            capabilities=Capabilities(
+                generation=COMMON
+                | SAMPLING
+                | PENALTIES
+                | {
+                    "stop_strings",
+                    "stop_token_ids",
+                    "logprobs",
+                    "skip_special_tokens",
+                    "guided_decoding",
+                    "adapter",
+                },
+                model=frozenset(
+                    {
+                        "adapter_model",
+                        "adapters",
+                        "model_revision",
+                        "tokenizer_name",
+                        "model_max_length",
+                        "trust_remote_code",
+                        "torch_dtype_str",
+                        "compile",
+                        "chat_template",
+                        "chat_template_kwargs",
+                        "processor_kwargs",
+                    }
+                ),
+                guided_decoding=frozenset({"json", "regex", "choice", "grammar"}),
+                features=frozenset(
+                    {
+                        "streaming",
+                        "continuous_batching",
+                        "prefix_caching",
+                        "cpu",
+                        "safetensors",
+                        "quantization",
+                        "adapters",
+                        "vision",
+                    }
+                ),
+            ),
+        ),
+        EngineSpec(
             "echo",
             "echo:EchoInferenceEngine",
             "answers with the prompt: for tests and for learning the magics",

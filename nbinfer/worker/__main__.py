@@ -11,6 +11,8 @@ import os
 import sys
 import types
 
+# Engines whose library starts processes of its own.
+WITH_CHILDREN = ("vllm",)
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -56,6 +58,10 @@ def main():
     die_with_parent(parent)
     requests, events = take_streams()
     adopt_package()
+    if backend in WITH_CHILDREN:
+        from nbinfer.worker import guardian
+
+        guardian.start()
     from nbinfer.worker.engine import Engine
 
     Engine(backend, requests, events).run()

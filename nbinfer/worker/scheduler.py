@@ -104,6 +104,10 @@ class Emit:
         if not request.stream:
             self._tell(request.run)
 
+    def stamped(self, request, first, last):
+        """The library's own stamps of the first and last token, on this machine's monotonic clock."""
+        request.first, request.last = first, last
+
     def text(self, request, text):
         """A piece of the answer; whoever streams gets it now."""
         if text:

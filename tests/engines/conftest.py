@@ -39,6 +39,7 @@ VARIANTS = {
     "llamacpp": Variant("llamacpp"),
     "llama-cpp-python": Variant("llamacpp", "llama-cpp-python", {"binding": "llama-cpp-python"}),
     "native": Variant("native", "native"),
+    "vllm": Variant("vllm", "vllm"),
 }
 GREEDY = GenerationParams(max_new_tokens=16)
 

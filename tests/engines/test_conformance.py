@@ -70,7 +70,8 @@ def test_timings_hold_together_inside_a_batch(engine):
 def test_memory_is_the_engines_own(engine):
     frame = engine.infer("Hello", GREEDY)
     idle, peak = frame["model_memory_bytes"][0], frame["peak_memory_bytes"][0]
-    assert 90e6 < idle < 1.5e9
+    # vLLM is three processes with torch, and its KV cache is paid for at the load.
+    assert 90e6 < idle < (4.5e9 if engine.name == "vllm" else 1.5e9)
     assert peak >= 0.9 * idle
     now = engine.memory()
     assert now["memory_bytes"] > 90e6
@@ -82,7 +83,7 @@ def test_run_facts(engine):
     facts = frame.attrs["nbinfer"]
     assert json.loads(json.dumps(facts)) == facts
     assert facts["engine"] == engine.name
-    precision = {"llamacpp": "Q4_1", "native": "float32"}
+    precision = {"llamacpp": "Q4_1", "native": "float32", "vllm": "float32"}
     assert facts["model_facts"]["precision"] == precision[engine.name]
     assert facts["output_tokens"] == frame["output_tokens"].sum()
     assert facts["output_tokens_per_s"] > 0

@@ -1,0 +1,249 @@
+"""vllm: vLLM on this machine, in an environment that it need not share."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import models, settings
+from ..config import GenerationParams, ModelParams, RemoteParams
+from ..errors import ConfigurationError, ModelNotFound
+from ..notices import notify
+from ..residents import Plan, pool
+from .local import LocalEngine, physical_cores
+
+__all__ = ["VLLMInferenceEngine"]
+
+# Beside weights and cache: three processes, each with Python and torch, measured. Only the
+# eviction estimate uses it; what rows report is measured.
+OVERHEAD_BYTES = 1_800_000_000
+# A guess of the KV cache on a CPU, where only the worker can read the model's shape.
+USUAL_CACHE_BYTES = 1_000_000_000
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+class VLLMInferenceEngine(LocalEngine):
+    """vLLM's ``AsyncLLM`` in a worker process: continuous batching, paged KV cache, LoRA.
+
+    Parameters
+    ----------
+    model_params : ModelParams or str, optional
+        ``model_name``: the embedded model, a folder of safetensors, a hub id or an alias.
+        ``model_max_length``: most tokens of prompt and answer; default the model's own, or
+        what the KV cache holds where that is less. ``torch_dtype_str``: default the
+        checkpoint's own on a CPU and vLLM's choice on a GPU. ``adapters``, ``adapter_model``:
+        LoRA folders; others may come later, without a new load. ``compile``: compile the
+        model on a CPU too (minutes; on a GPU it is vLLM's default).
+        ``model_kwargs``: any argument of vLLM's ``AsyncEngineArgs``
+        (``gpu_memory_utilization``, ``tensor_parallel_size``, ``quantization``,
+        ``max_num_seqs``, ``enforce_eager``, ``enable_prefix_caching``, ...), and ``n_threads``
+        on a CPU (default: physical cores).
+    generation_params : GenerationParams, optional
+        Defaults for every call.
+
+    Raises
+    ------
+    ConfigurationError
+        For an impossible option. A name that vLLM does not know is refused by ``load()``,
+        with the nearest one.
+
+    Notes
+    -----
+    Without a GPU the KV cache holds 16,384 tokens, or one full context where that is more, in at
+    most a quarter of the memory that is free within the budget; ``kv_cache_memory_bytes`` sets
+    it. On a GPU vLLM's share is what the budget of
+    the device leaves (``gpu_memory_utilization`` sets it), not vLLM's own 92 % of the device.
+
+    Examples
+    --------
+    >>> engine = VLLMInferenceEngine(ModelParams("smollm2-135m"))
+    """
+
+    name = "vllm"
+    backend = "vllm"
+    recipe = "vllm"
+    model_options = (
+        "gpu_memory_utilization",
+        "tensor_parallel_size",
+        "quantization",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "enforce_eager",
+        "enable_prefix_caching",
+        "kv_cache_memory_bytes",
+        "kv_cache_dtype",
+        "max_lora_rank",
+        "limit_mm_per_prompt",
+        "n_threads",
+    )
+
+    def __init__(
+        self,
+        model_params: ModelParams | str | None = None,
+        *,
+        generation_params: GenerationParams | None = None,
+        remote_params: RemoteParams | None = None,
+    ) -> None:
+        super().__init__(
+            model_params, generation_params=generation_params, remote_params=remote_params
+        )
+        _check_options(self.model_params.model_kwargs)
+
+    # ------------------------------------------------------------------- adapters
+
+    @property
+    def _adapters(self) -> dict[str, str]:
+        """LoRA folders by name; ``adapter_model`` is ``default``."""
+        declared = dict(self.model_params.adapters or {})
+        single = self.model_params.adapter_model
+        found = {"default": single, **declared} if single is not None else declared
+        return {name: str(Path(path).expanduser()) for name, path in found.items()}
+
+    def _params(self, given: GenerationParams | None) -> GenerationParams:
+        params = super()._params(given)
+        if params.adapter is None and self.model_params.adapter_model is not None:
+            return dataclasses.replace(params, adapter="default")
+        if params.adapter is not None and params.adapter not in self._adapters:
+            declared = ", ".join(map(repr, self._adapters)) or "none"
+            raise ConfigurationError(
+                f"adapter {params.adapter!r} is not among this engine's",
+                hint=f"declared: {declared}; ModelParams(adapters={{name: path}}) declares one",
+            )
+        return params
+
+    def _row_params(self, params: GenerationParams) -> dict[str, Any]:
+        values = super()._row_params(params)
+        if params.adapter is not None:
+            path = self._adapters[params.adapter]
+            _adapter_rank(path)  # a folder that is none is told before anything runs
+            values["adapter"] = {"name": params.adapter, "path": path}
+        if self.model_params.chat_template_kwargs:
+            values["chat_template_kwargs"] = dict(self.model_params.chat_template_kwargs)
+        return values
+
+    def plan(self) -> Plan:
+        """What has to be resident: one vLLM serves a model with and without adapters.
+
+        vLLM adds an adapter to a running engine, but only to one that was loaded for LoRA. So
+        adapters are no part of the key, LoRA is; what is loaded with it also serves requests
+        without; and what is loaded without it gives way.
+        """
+        plain, lora = self._plan(lora=False), self._plan(lora=True)
+        if not self._adapters:
+            found = pool.find(lora.key)
+            return lora if found is not None and found.state in ("ready", "loading") else plain
+        found = pool.find(plain.key)
+        if found is not None and found.state == "ready" and not found.busy:
+            notify(f"loading {found.label} anew, with LoRA")
+            pool.unload(found)
+        return lora
+
+    def _plan(self, *, lora: bool) -> Plan:
+        plan = super().plan()
+        params = self.model_params.to_dict()
+        params.update(adapters=None, adapter_model=None, lora=lora)
+        key = (self.name, self.backend, json.dumps(params, sort_keys=True))
+        return dataclasses.replace(plan, key=key)
+
+    # --------------------------------------------------------------------- loading
+
+    def _prepare(self, progress: Callable[[str], None]) -> tuple[dict[str, Any], int]:
+        params = self.model_params
+        options = dict(params.model_kwargs)
+        model = models.resolve(
+            params.model_name,
+            forms=("safetensors",),
+            engine=self.name,
+            revision=params.model_revision,
+            progress=progress,
+        )
+        options.setdefault("enable_lora", bool(self._adapters))
+        if options["enable_lora"]:
+            ranks = [_adapter_rank(path) for path in self._adapters.values()]
+            least = max([16, *ranks])
+            options.setdefault("max_lora_rank", min(r for r in LORA_RANKS if r >= least))
+            options.setdefault("max_loras", max(4, len(ranks)))
+        if params.processor_kwargs:
+            options.setdefault("mm_processor_kwargs", dict(params.processor_kwargs))
+        tokenizer = params.tokenizer_name
+        if tokenizer is not None and Path(tokenizer).expanduser().is_dir():
+            tokenizer = str(Path(tokenizer).expanduser())
+        most = self._most_cache_bytes(model)
+        message = {
+            "path": str(model.path),
+            "options": options,
+            "n_threads": options.pop("n_threads", None) or physical_cores(),
+            "n_ctx": params.model_max_length,
+            "most_cache_bytes": most,
+            "dtype": params.torch_dtype_str,
+            "tokenizer": tokenizer,
+            "chat_template": params.chat_template,
+            "trust_remote_code": params.trust_remote_code,
+            "compile": params.compile,
+            "facts": model.to_dict(),
+        }
+        if model.derived_from:
+            message["derive_from"] = model.derived_from
+            message["mark"] = {"sha256": model.sha256}
+        cache = options.get("kv_cache_memory_bytes") or min(most, USUAL_CACHE_BYTES)
+        return message, model.size_bytes + cache + OVERHEAD_BYTES
+
+    @staticmethod
+    def _most_cache_bytes(model: models.ResolvedModel) -> int:
+        """What the KV cache of a CPU may take: a quarter of what is free within the budget."""
+        import psutil
+
+        held = sum(r.idle_bytes or 0 for r in pool.residents())
+        budget = max(0, settings.current().budget_bytes() - held)
+        return max(0, min(psutil.virtual_memory().available, budget) - model.size_bytes) // 4
+
+
+def _adapter_rank(path: str) -> int:
+    """The rank of a LoRA adapter, from its folder's ``adapter_config.json``."""
+    config = Path(path) / "adapter_config.json"
+    try:
+        rank = json.loads(config.read_text(encoding="utf-8"))["r"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ModelNotFound(
+            f"no LoRA adapter at {path!r}: vllm takes a folder as PEFT writes it, with "
+            "adapter_config.json and adapter_model.safetensors"
+        ) from None
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= LORA_RANKS[-1]:
+        raise ConfigurationError(
+            f"the adapter at {path!r} has rank {rank!r:.80}; vllm takes 1 to {LORA_RANKS[-1]}"
+        )
+    return rank
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """What can be told without vLLM; unknown names are refused by the worker, which has it."""
+    for name in ("n_threads", "max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size"):
+        value = options.get(name)
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ):
+            raise ConfigurationError(
+                f"model_kwargs[{name!r}] must be an integer of at least 1, not {value!r:.80}"
+            )
+    share = options.get("gpu_memory_utilization")
+    if share is not None and (
+        isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1
+    ):
+        raise ConfigurationError(
+            f"model_kwargs['gpu_memory_utilization'] must be in (0, 1], not {share!r:.80}"
+        )
+    own = {
+        "model": "ModelParams(model_name=...)",
+        "max_model_len": "ModelParams(model_max_length=...)",
+        "n_ctx": "ModelParams(model_max_length=...)",
+        "dtype": "ModelParams(torch_dtype_str=...)",
+        "trust_remote_code": "ModelParams(trust_remote_code=...)",
+        "tokenizer": "ModelParams(tokenizer_name=...)",
+        "revision": "ModelParams(model_revision=...)",
+    }
+    for name in options:
+        if name in own:
+            raise ConfigurationError(f"vllm has no model_kwargs[{name!r}]", hint=f"use {own[name]}")

@@ -1,0 +1,190 @@
+"""vLLM's arguments, what its load is at, and why it failed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import os
+import re
+import threading
+import time
+
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
+
+# A prefill step on a CPU takes a second for about so many tokens, and a cancelled request leaves
+# with its step: vLLM's own default of 8,192 would hold the next one for minutes.
+CPU_BATCHED_TOKENS = 512
+CPU_ROWS = 64
+# Tokens of KV cache on a CPU: sixty rows of a few hundred. It is paid for in full at the load.
+CPU_CACHE_TOKENS = 16_384
+LEAST_CACHE_BYTES = 64 * 1024**2
+POLL_S = 0.2
+# What vLLM logs, and what the user is told of it; the last that matches holds.
+STAGES = (
+    (r"Initializing a V1 LLM engine", "starting its engine core"),
+    (r"Starting to load model", "loading the weights"),
+    (r"checkpoint shards:\s+(\d+)% Completed", "loading the weights, {} %"),
+    (r"Loading weights took", "preparing the model"),
+    (r"Dynamo bytecode transform|Compiling a graph", "compiling the model"),
+    (r"[Ww]arming up model", "warming up"),
+    (r"Capturing CUDA graphs", "capturing CUDA graphs"),
+    (r"KV cache size: ([\d,]+) tokens", "KV cache of {} tokens"),
+)
+# "(EngineCore pid=12) ERROR 11-23 10:00:00 [core.py:1] ValueError: the cause"
+_ERROR = re.compile(
+    r"^(?:\([^)]*\) )?(?:ERROR [\d-]+ [\d:]+ \[[^]]*\] )?"
+    r"((?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception|Exit)): (.+)$",
+    re.MULTILINE,
+)
+_NOISE = re.compile(
+    r"Engine core initialization failed|WorkerProc initialization failed|EngineCore failed"
+    r"|cancelled|Engine core proc",
+    re.IGNORECASE,
+)
+
+
+def engine_arguments(model):
+    """Arguments of ``AsyncEngineArgs``, and what the report says of them.
+
+    Raises
+    ------
+    ValueError
+        For an option that vLLM does not have, with the nearest one.
+    """
+    options = dict(model["options"])
+    known = {f.name for f in dataclasses.fields(AsyncEngineArgs)}
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            guess = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"vLLM has no option {name!r}{guess}")
+    arguments = {
+        "model": model["path"],
+        "tokenizer": model.get("tokenizer") or model["path"],
+        "trust_remote_code": model["trust_remote_code"],
+        # -1: the model's own, or what fits into the KV cache.
+        "max_model_len": model.get("n_ctx") or -1,
+        "dtype": model.get("dtype") or "auto",
+        "disable_log_stats": False,  # it fills RequestOutput.metrics
+        "enable_prefix_caching": True,
+        "seed": 0,
+    }
+    notes = {}
+    if current_platform.is_cpu():
+        arguments.update(_on_cpu(model, options))
+        notes["n_threads"] = model["n_threads"]
+    elif model.get("device_share"):
+        arguments["gpu_memory_utilization"] = model["device_share"]
+    return {**arguments, **options}, notes
+
+
+def _on_cpu(model, options):
+    """Defaults for a CPU, where vLLM's own are a server's."""
+    threads = model["n_threads"]
+    parallel = options.get("tensor_parallel_size") or 1
+    if parallel == 1 and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
+        # By itself vLLM leaves a core to its scheduler: half of a small machine.
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = _cpus(threads)
+    config = _config(model)
+    # What the checkpoint is, as native has it, and not vLLM's half of it.
+    dtype = model.get("dtype") or _own_dtype(config)
+    tokens = max(CPU_CACHE_TOKENS, model.get("n_ctx") or 0)
+    cache = min(tokens * _token_bytes(config, dtype), model["most_cache_bytes"])
+    return {
+        "enforce_eager": not model["compile"],
+        "kv_cache_memory_bytes": max(cache, LEAST_CACHE_BYTES),
+        "max_num_seqs": CPU_ROWS,
+        "max_num_batched_tokens": CPU_BATCHED_TOKENS,
+        "dtype": dtype,
+    }
+
+
+def _cpus(count):
+    allowed = sorted(os.sched_getaffinity(0))
+    return ",".join(map(str, allowed[: max(count, 1)]))
+
+
+def _config(model):
+    """The model's text configuration, or ``None`` where only vLLM itself can read it."""
+    from transformers import AutoConfig
+
+    with contextlib.suppress(Exception):
+        trust = model["trust_remote_code"]
+        config = AutoConfig.from_pretrained(model["path"], trust_remote_code=trust)
+        return config.get_text_config()
+    return None
+
+
+def _own_dtype(config):
+    name = str(getattr(config, "dtype", None)).removeprefix("torch.")
+    return name if name in ("float32", "bfloat16", "float16") else "auto"
+
+
+def _token_bytes(config, dtype):
+    """Bytes of KV cache for one token: two vectors for each layer and each head of keys."""
+    try:
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or (
+            config.hidden_size // config.num_attention_heads
+        )
+        return 2 * config.num_hidden_layers * heads * width * (4 if dtype == "float32" else 2)
+    except AttributeError:
+        return 131_072  # of an 8B model with grouped queries
+
+
+@contextlib.contextmanager
+def telling_stages(stage):
+    """Read in the log what vLLM's processes are at, while the block runs."""
+    done = threading.Event()
+    began = os.fstat(2).st_size
+
+    def read():
+        told, at, rest = "", began, b""
+        while not done.wait(POLL_S):
+            with contextlib.suppress(OSError):
+                chunk = os.pread(2, 1 << 16, at)
+                at += len(chunk)
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    found = described(line.decode("utf-8", "replace"))
+                    if found and found != told:
+                        told = found
+                        stage(found)
+
+    thread = threading.Thread(target=read, name="stages", daemon=True)
+    thread.start()
+    stage("starting vLLM")
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def described(line):
+    """What a line of the log says about the load, or ``None``."""
+    for pattern, text in STAGES:
+        match = re.search(pattern, line)
+        if match:
+            return text.format(*match.groups())
+    return None
+
+
+def cause(error, size=1 << 18):
+    """Why vLLM did not start: the first telling error in the log, or the exception's own words."""
+    text = str(error)
+    value = re.search(r"Value error, (.+?)(?: \[type=|$)", text, re.DOTALL)
+    if value:  # pydantic's wording around vLLM's own
+        return " ".join(value.group(1).split())
+    if not _NOISE.search(text):
+        return text or type(error).__name__
+    time.sleep(0.2)  # its processes are writing their last words
+    try:
+        log = os.pread(2, size, max(0, os.fstat(2).st_size - size)).decode("utf-8", "replace")
+    except OSError:
+        return text
+    found = [f"{kind.rpartition('.')[2]}: {words}" for kind, words in _ERROR.findall(log)]
+    telling = [line for line in found if not _NOISE.search(line)]
+    return telling[0] if telling else text

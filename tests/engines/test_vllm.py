@@ -1,0 +1,238 @@
+"""What vLLM alone has: LoRA without a new load, a paged KV cache, every kind of guided decoding."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from nbinfer import (
+    ConfigurationError,
+    GenerationParams,
+    GuidedDecodingParams,
+    LoadError,
+    ModelNotFound,
+    ModelParams,
+    VLLMInferenceEngine,
+    notices,
+)
+from nbinfer.residents import pool
+
+from ..conftest import eventually
+from .conftest import GREEDY, installed
+
+PROMPT = "Tell me about the sea."
+pytestmark = [pytest.mark.needs("vllm"), pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def engine(_end):
+    return installed("vllm").make()
+
+
+def lora(folder: Path, seed: int, *, rank: int = 8, width: int = 576) -> str:
+    """A LoRA adapter as PEFT writes it, with random weights: its effect is plain to see."""
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for layer in range(30):
+        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        tensors[f"{name}.lora_A.weight"] = random.normal(0, 0.4, (rank, width))
+        tensors[f"{name}.lora_B.weight"] = random.normal(0, 0.4, (width, rank))
+    header, data = {}, b""
+    for name, values in tensors.items():
+        raw = values.astype(np.float32).tobytes()
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(values.shape),
+            "data_offsets": [len(data), len(data) + len(raw)],
+        }
+        data += raw
+    text = json.dumps(header).encode()
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": ["q_proj"],
+        "bias": "none",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_adapters_need_one_load_and_no_more(engine, tmp_path):
+    """Several at once in one batch, later ones live, and requests without one are the model's."""
+    plain = engine.infer(PROMPT, GREEDY)["output"][0]
+    said = []
+    notices.listeners.append(said.append)
+    one, two = lora(tmp_path / "one", 1), lora(tmp_path / "two", 2)
+    first = VLLMInferenceEngine(
+        ModelParams("smollm2-135m", model_max_length=2048, adapters={"one": one})
+    )
+    answer = first.infer(PROMPT, GenerationParams(max_new_tokens=16, adapter="one"))
+    assert any("with LoRA" in text for text in said), said
+    pid = first.resident.worker.pid
+    both = VLLMInferenceEngine(
+        ModelParams("smollm2-135m", model_max_length=2048, adapters={"one": one, "two": two})
+    )
+    other = both.infer(PROMPT, GenerationParams(max_new_tokens=16, adapter="two"))
+    again = both.infer(PROMPT, GenerationParams(max_new_tokens=16, adapter="one"))
+    bare = engine.infer(PROMPT, GREEDY)
+    assert {e.resident.worker.pid for e in (first, both, engine)} == {pid}
+    outputs = [f["output"][0] for f in (answer, other, bare)]
+    assert len(set(outputs)) == 3
+    assert again["output"][0] == answer["output"][0]
+    assert bare["output"][0] == plain
+    with pytest.raises(ConfigurationError, match="'three'"):
+        both.infer(PROMPT, GenerationParams(adapter="three"))
+
+
+def test_an_adapter_that_does_not_fit_fails_its_rows_alone(engine, tmp_path):
+    wrong = lora(tmp_path / "wrong", 1, width=64)
+    large = lora(tmp_path / "large", 1, rank=64)
+    params = ModelParams(
+        "smollm2-135m", model_max_length=2048, adapters={"wrong": wrong, "large": large}
+    )
+    # Loaded for small ranks, the one with LoRA from above or a new one.
+    bad = VLLMInferenceEngine(params)
+    frame = bad.infer([PROMPT, "Hello"], GenerationParams(max_new_tokens=8, adapter="wrong"))
+    assert frame["error"].str.contains("'wrong' at .* cannot be used with this model").all()
+    assert engine.infer("Hello", GREEDY)["error"].isna().all()
+    assert engine.resident is bad.resident
+    broken = VLLMInferenceEngine(
+        ModelParams("smollm2-135m", model_max_length=2048, adapters={"x": str(tmp_path / "none")})
+    )
+    with pytest.raises(ModelNotFound, match=r"adapter_config\.json"):
+        broken.infer("Hello", GenerationParams(adapter="x"))
+
+
+@pytest.mark.parametrize(
+    ("guided", "form"),
+    [
+        ({"regex": r"[a-c]{3}-\d\d"}, r"[a-c]{3}-\d\d"),
+        ({"choice": ["left", "right"]}, "left|right"),
+        ({"grammar": 'root ::= "yes" | "no"'}, "yes|no"),
+        ({"json": {"type": "array", "items": {"type": "integer"}, "maxItems": 2}}, r"\[[\d, ]*\]"),
+    ],
+    ids=["regex", "choice", "grammar", "json"],
+)
+def test_guided_decoding(engine, guided, form):
+    params = GenerationParams(max_new_tokens=24, guided_decoding=GuidedDecodingParams(**guided))
+    row = engine.infer("Answer.", params).loc[0]
+    assert row["finish_reason"] == "stop"
+    assert re.fullmatch(form, row["output"]), row["output"]
+
+
+def test_a_grammar_that_is_none_is_that_rows_error(engine):
+    guided = GuidedDecodingParams(grammar="root ::= (")
+    row = engine.infer("Hello", GenerationParams(guided_decoding=guided)).loc[0]
+    assert "grammar" in row["error"].lower()
+    assert engine.infer("Hello", GREEDY)["error"].isna().all()
+
+
+def test_sampling_parameters_reach_vllm(engine):
+    whole = engine.infer(PROMPT, GenerationParams(max_new_tokens=12, logprobs=0)).loc[0]
+    second = whole["logprobs"][1]["id"]
+    stopped = engine.infer(PROMPT, GenerationParams(max_new_tokens=12, stop_token_ids=[second]))
+    assert stopped["finish_reason"][0] == "stop"
+    assert stopped["output_tokens"][0] <= 2
+    first = whole["logprobs"][0]["id"]
+    banned = GenerationParams(max_new_tokens=12, logprobs=0, logit_bias={first: -100})
+    tokens = engine.infer(PROMPT, banned)["logprobs"][0]
+    assert first not in {t["id"] for t in tokens}
+    special = GenerationParams(max_new_tokens=30, skip_special_tokens=False)
+    assert "<|im_end|>" in engine.infer("Say yes.", special)["output"][0]
+    penal = GenerationParams(max_new_tokens=24, repetition_penalty=1.8, frequency_penalty=1.0)
+    assert engine.infer(PROMPT, penal)["output"][0] != whole["output"]
+
+
+def test_many_rows_are_one_batch(engine):
+    """More rows than the model was ever asked at once, and every one has its own answer."""
+    prompts = [f"Say the number {n}." for n in range(100)]
+    frame = engine.infer(prompts, GenerationParams(max_new_tokens=8))
+    assert frame["error"].isna().all()
+    assert frame["prompt"].tolist() == prompts
+    assert frame["queue_s"].iloc[-1] > 0
+    report = engine.resident.report
+    assert report["slots"] == report["max_num_seqs"] == 64
+
+
+def test_the_report_has_the_cache_and_the_memory_of_the_whole_tree(engine):
+    engine.load()
+    report = engine.resident.report
+    assert report["kv_tokens"] >= 16_384
+    assert report["n_ctx"] == 2048
+    assert report["version"] == "0.32.0"
+    worker = psutil.Process(engine.resident.worker.pid)
+    names = [p.name() for p in worker.children(recursive=True)]
+    assert any("EngineCore" in n for n in names), names
+    assert engine.memory()["memory_bytes"] > 1.5 * psutil.Process(worker.pid).memory_info().rss
+
+
+def test_unload_leaves_no_process(engine):
+    engine.load()
+    worker = psutil.Process(engine.resident.worker.pid)
+    family = [worker, *worker.children(recursive=True)]
+    assert len(family) >= 3
+    assert engine.unload() > 1e9
+    assert eventually(lambda: not any(p.is_running() for p in family)), family
+    assert engine.memory()["memory_bytes"] is None
+
+
+# ------------------------------------------------------------------- loads that fail
+
+
+def failing(match: str, **params) -> LoadError:
+    pool.unload_all()  # one vLLM at a time
+    engine = VLLMInferenceEngine(ModelParams(**{"model_name": "smollm2-135m", **params}))
+    with pytest.raises(LoadError, match=match) as caught:
+        engine.load()
+    assert eventually(lambda: engine.resident is None or engine.resident.state == "crashed")
+    return caught.value
+
+
+def test_an_unknown_option_names_the_nearest(_end):
+    installed("vllm")
+    failing(
+        "no option 'enforce_eagre'; did you mean 'enforce_eager'",
+        model_kwargs={"enforce_eagre": True},
+    )
+
+
+def test_too_little_memory_for_the_cache(_end):
+    installed("vllm")
+    error = failing(
+        "KV cache", model_max_length=4096, model_kwargs={"kv_cache_memory_bytes": 20_000_000}
+    )
+    assert "%engine logs vllm" in str(error.hint)
+
+
+def test_an_architecture_that_vllm_has_not(_end, tmp_path):
+    installed("vllm")
+    made = Path(VLLMInferenceEngine()._prepare(lambda _: None)[0]["path"])
+    folder = tmp_path / "model"
+    shutil.copytree(made, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["SmokeSignalForCausalLM"]
+    (folder / "config.json").write_text(json.dumps(config))
+    failing("SmokeSignalForCausalLM", model_name=str(folder))
+
+
+def test_options_that_cannot_be_right_load_nothing():
+    for options in (
+        {"gpu_memory_utilization": 1.5},
+        {"max_num_seqs": 0},
+        {"n_threads": True},
+        {"max_model_len": 100},
+        {"dtype": "float32"},
+    ):
+        with pytest.raises(ConfigurationError, match=next(iter(options))):
+            VLLMInferenceEngine(ModelParams(model_kwargs=options))
