@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from .residents import describe, pool
+from . import measure
+from .residents import Resident, pool
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COLUMNS", "engines"]
+__all__ = ["COLUMNS", "describe", "engines"]
 
 COLUMNS = {
     "engine": "str",
@@ -43,3 +46,25 @@ def engines() -> pd.DataFrame:
     frame = pd.DataFrame(columns)
     frame.attrs["nbinfer"] = {"table": "engines" if rows else "nothing is loaded"}
     return frame
+
+
+def describe(resident: Resident) -> Mapping[str, Any]:
+    """One row of ``%engine``: times in seconds, memory in bytes, ``None`` where unknown."""
+    worker = resident.worker
+    alive = worker is not None and worker.alive
+    state = resident.state
+    if state == "ready":
+        state = "busy" if resident.busy else "ready"
+    now = measure.tree_bytes(worker.pid) if worker is not None and alive else None
+    peak = max(resident.peak_bytes, now or 0)
+    return {
+        "engine": resident.plan.engine,
+        "model": resident.plan.model,
+        "state": state,
+        "pid": worker.pid if worker is not None and alive else None,
+        "memory_bytes": now,
+        "peak_bytes": peak or None,
+        "loaded_s": resident.loaded_s,
+        "uptime_s": time.monotonic() - resident.ready_at if resident.ready_at and alive else None,
+        "python": resident.report.get("python", resident.python) or None,
+    }

@@ -14,17 +14,18 @@ import queue
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import measure, settings
+from .config import ModelParams
 from .errors import EngineCrashed, EngineNotInstalled, LoadError, NbinferError
 from .notices import notify
 from .worker.host import Death, Event, Worker, stop_spawner
 
-__all__ = ["Plan", "Pool", "Resident", "pool", "shutdown"]
+__all__ = ["Plan", "Pool", "Resident", "closing", "pool", "shutdown"]
 
 Listener = Callable[[Event], None]
 
@@ -45,6 +46,8 @@ class Plan:
         raises ``EngineNotInstalled``.
     recipe : str
         What to install where the library is missing, ``""`` for the base install.
+    params : ModelParams, optional
+        What the user asked for, so that it can be asked for again.
     """
 
     key: tuple[str, ...]
@@ -56,6 +59,7 @@ class Plan:
     library: str = ""
     device: str = "cpu"
     recipe: str = ""
+    params: ModelParams | None = None
 
 
 @dataclass(eq=False)
@@ -362,38 +366,21 @@ def _drop_old_logs(folder: Path, keep_s: float = 7 * 86400) -> None:
 
 pool = Pool()
 
+# What else ends with a shutdown: a panel adds its own.
+closing: list[Callable[[], None]] = []
+
 
 def shutdown() -> None:
     """Unload everything: no process, no thread and no descriptor of ours is left."""
     pool.unload_all()
+    for close in closing:
+        close()
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and any(
         t.name.startswith("nbinfer-load") for t in threading.enumerate()
     ):
         time.sleep(0.01)
     stop_spawner()
-
-
-def describe(resident: Resident) -> Mapping[str, Any]:
-    """One row of ``%engine``: times in seconds, memory in bytes, ``None`` where unknown."""
-    worker = resident.worker
-    alive = worker is not None and worker.alive
-    state = resident.state
-    if state == "ready":
-        state = "busy" if resident.busy else "ready"
-    now = measure.tree_bytes(worker.pid) if worker is not None and alive else None
-    peak = max(resident.peak_bytes, now or 0)
-    return {
-        "engine": resident.plan.engine,
-        "model": resident.plan.model,
-        "state": state,
-        "pid": worker.pid if worker is not None and alive else None,
-        "memory_bytes": now,
-        "peak_bytes": peak or None,
-        "loaded_s": resident.loaded_s,
-        "uptime_s": time.monotonic() - resident.ready_at if resident.ready_at and alive else None,
-        "python": resident.report.get("python", resident.python) or None,
-    }
 
 
 atexit.register(shutdown)

@@ -100,8 +100,15 @@ def for_engine(
 
 
 def use(selection: Selection) -> Selection:
-    """Choose what a plain ``%%infer`` uses from now on."""
+    """Choose what a plain ``%%infer`` uses from now on.
+
+    Raises
+    ------
+    ConfigurationError, UnsupportedParameter
+        For what the engine cannot be loaded with; then nothing is changed.
+    """
     global _chosen
+    registry.engine_class(selection.engine)(selection.model)
     _chosen = selection
     return selection
 

@@ -70,6 +70,7 @@ class LocalEngine(InferenceEngine):
             prepare=self._prepare,
             library=registry.spec(self.name).library,
             recipe=self.recipe,
+            params=self.model_params,
         )
 
     def _python(self) -> str:

@@ -193,8 +193,7 @@ class Commands:
 
     def _engine_use(self, options: argparse.Namespace) -> None:
         chosen = _chosen(options.name, options)
-        registry.engine_class(chosen.engine)(chosen.model)  # bad parameters are told now
-        selection.use(chosen)
+        selection.use(chosen)  # bad parameters are told now
         print(f"%%infer now uses {chosen.engine} · {visible(chosen.model.model_name)}")
 
     def _engine_load(self, options: argparse.Namespace) -> None:

@@ -31,9 +31,10 @@ from nbinfer.errors import (
     RunInterrupted,
 )
 from nbinfer.notebook.completion import candidates
+from nbinfer.overview import describe
 from nbinfer.progress import Silent
 from nbinfer.recipes import RECIPES, Recipe
-from nbinfer.residents import describe, pool
+from nbinfer.residents import pool
 
 from .conftest import interrupt_when
 
