@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-__all__ = ["PeakSampler", "machine", "process_bytes", "tree", "tree_bytes"]
+__all__ = ["PeakSampler", "Seen", "machine", "process_bytes", "seen", "tree", "tree_bytes"]
 
 
 def process_bytes(pid: int) -> int:
@@ -48,13 +49,51 @@ def tree_bytes(pid: int) -> int:
     return sum(map(process_bytes, tree(pid)))
 
 
+@dataclass
+class Seen:
+    """What a process tree held when it was last read in full.
+
+    PSS of an engine with gigabytes takes tens of milliseconds, which a short cell would pay for:
+    it is read again only where the resident size, which is cheap, has moved.
+
+    Attributes
+    ----------
+    resident : int
+        Resident sizes together, in bytes.
+    memory : int
+        ``tree_bytes`` at that time.
+    """
+
+    resident: int = 0
+    memory: int = 0
+
+    def read(self, pids: list[int]) -> None:
+        """Read both sizes."""
+        self.resident = sum(map(_resident, pids))
+        self.memory = sum(map(process_bytes, pids))
+
+
+def seen(pid: int) -> Seen:
+    """Read a process tree in full."""
+    found = Seen()
+    found.read(tree(pid))
+    return found
+
+
 class PeakSampler:
     """The highest memory of a process tree while the block runs.
 
     Sizes are read every 0.1 s, or less often where reading costs more than a twentieth of the
     time (large models have many mappings). A peak shorter than that can be missed. PSS takes
     milliseconds, in which the engine's threads wait for a core, so it is read again only when
-    the resident size has grown by 1 MB; the tree's members are looked up once a second.
+    the resident size has moved by 1 MB; the tree's members are looked up once a second.
+
+    Parameters
+    ----------
+    pid : int
+        The tree's root.
+    known : Seen, optional
+        What was last read of it, which is brought up to date.
 
     Attributes
     ----------
@@ -62,13 +101,13 @@ class PeakSampler:
         Highest value seen, in bytes; 0 if the tree was never seen alive.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, known: Seen | None = None) -> None:
         self._pid = pid
         self._stop = threading.Event()
-        self.peak_bytes = 0
+        self._known = known or Seen()
+        self.peak_bytes = self._known.memory
         self._pids: list[int] = []
         self._pids_due = 0.0
-        self._highest = 0  # resident size when PSS was last read
         self._thread = threading.Thread(target=self._sample, name="nbinfer-memory", daemon=True)
 
     def _sample(self) -> None:
@@ -77,14 +116,15 @@ class PeakSampler:
         while not self._stop.wait(max(0.1, 20 * cost)):
             cost = self._look()
 
-    def _look(self, *, fully: bool = False) -> float:
+    def _look(self, *, last: bool = False) -> float:
         started = time.perf_counter()
-        if fully or started >= self._pids_due:
+        if started >= self._pids_due:
             self._pids, self._pids_due = tree(self._pid), started + 1.0
-        resident = sum(map(_resident, self._pids))
-        if fully or resident > self._highest + 1_000_000:
-            self._highest = max(self._highest, resident)
-            self.peak_bytes = max(self.peak_bytes, sum(map(process_bytes, self._pids)))
+        moved = sum(map(_resident, self._pids)) - self._known.resident
+        # What shrank is read at the end alone: it is no peak, but the next run's beginning.
+        if moved > 1_000_000 or (last and moved < -1_000_000):
+            self._known.read(self._pids)
+            self.peak_bytes = max(self.peak_bytes, self._known.memory)
         return time.perf_counter() - started
 
     def __enter__(self) -> PeakSampler:
@@ -94,7 +134,7 @@ class PeakSampler:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._look(fully=True)
+        self._look(last=True)
 
 
 def machine() -> dict[str, object]:

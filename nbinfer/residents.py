@@ -89,6 +89,7 @@ class Resident:
     used_at: float = field(default_factory=time.monotonic)
     idle_bytes: int | None = None
     peak_bytes: int = 0
+    seen: measure.Seen = field(default_factory=measure.Seen)
     runs: int = 0
     error: NbinferError | None = None
     model_facts: dict[str, Any] = field(default_factory=dict)
@@ -255,7 +256,8 @@ class Pool:
                 break
         resident.report.update(event["report"])
         resident.model_facts = {**resident.model_facts, **resident.report.pop("model", {})}
-        resident.idle_bytes = resident.peak_bytes = measure.tree_bytes(worker.pid)
+        resident.seen = measure.seen(worker.pid)
+        resident.idle_bytes = resident.peak_bytes = resident.seen.memory
         resident.loaded_s = time.monotonic() - started
         resident.ready_at = resident.used_at = time.monotonic()
         with self._lock:

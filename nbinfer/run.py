@@ -128,7 +128,7 @@ class LocalRun:
             worker.subscribe(self.run_id, self._mailbox.put)
             granted = yield from self._take_turn(lease.request, ticket)
             if granted:
-                self._sampler = PeakSampler(worker.pid)
+                self._sampler = PeakSampler(worker.pid, resident.seen)
                 with self._sampler:
                     yield from self._rows()
         finally:

@@ -71,6 +71,27 @@ def test_pss_is_read_again_only_after_growth(child, monkeypatch):
     assert read == [child.pid] * 2
 
 
+def test_a_run_that_moves_nothing_reads_nothing(child, monkeypatch):
+    """A short cell on a resident engine does not pay for a full look at its memory."""
+    child.ask("30000000")
+    known = measure.seen(child.pid)
+    read = []
+    true = measure.process_bytes
+    monkeypatch.setattr(measure, "process_bytes", lambda pid: read.append(pid) or true(pid))
+    with measure.PeakSampler(child.pid, known) as sampler:
+        pass
+    assert read == []
+    assert sampler.peak_bytes == known.memory
+    child.ask("")
+    with measure.PeakSampler(child.pid, known):
+        pass
+    assert read == [child.pid]
+    assert known.memory < sampler.peak_bytes - 20_000_000
+    with measure.PeakSampler(child.pid, known) as sampler:
+        pass
+    assert sampler.peak_bytes == known.memory
+
+
 def test_a_process_that_is_gone_has_no_memory(child):
     child.process.kill()
     child.process.wait()
