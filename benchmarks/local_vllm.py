@@ -4,9 +4,9 @@
 
 16 and 64 chat prompts of 64 tokens: both engines are resident in processes of their own and asked
 in turn, so that a machine whose speed drifts slows both; the ratio is the median of the rounds'.
-The first round is not counted. Then, on nbinfer's alone: how long a second cell waits until its row
-is on its way to the engine, how long until the kernel is free after an interrupt, and two cells of 8
-prompts at once against one after the other.
+The first round is not counted. Then, on nbinfer's alone: what a second cell takes beside its row's
+own latency, how long until the kernel is free after an interrupt, and two cells of 8 prompts at once
+against one after the other.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def throughput(engine: VLLMInferenceEngine, repeats: int) -> None:
 
 
 def second_cell(engine: VLLMInferenceEngine) -> float:
-    """Seconds from the call until its row is dispatched."""
+    """Seconds that a call takes beside its row's latency."""
     started = time.monotonic()
     frame = engine.infer("Name a bird.", GenerationParams(max_new_tokens=1), progress=False)
     return time.monotonic() - started - float(frame["latency_s"][0])
@@ -119,7 +119,7 @@ def main() -> None:
     pairs = [joined(engine) for _ in range(repeats)]
     gain = median([apart / together for apart, together in pairs])
     rows = [
-        ("second cell to dispatch, ms", f"{median(starts) * 1000:.1f}"),
+        ("second cell beside its latency, ms", f"{median(starts) * 1000:.1f}"),
         ("interrupt to free kernel, s", f"{median(frees):.2f}"),
         ("two cells at once, times the throughput", f"{gain:.2f}"),
         ("loaded in, s", f"{engine.resident.loaded_s:.0f}" if engine.resident else ""),

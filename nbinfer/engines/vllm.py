@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from .. import models, settings
 from ..config import GenerationParams, ModelParams, RemoteParams
 from ..errors import ConfigurationError, ModelNotFound
 from ..notices import notify
+from ..records import RowRequest
 from ..residents import Plan, pool
+from ..run import LocalRun
 from .local import LocalEngine, physical_cores
 
 __all__ = ["VLLMInferenceEngine"]
@@ -118,8 +120,10 @@ class VLLMInferenceEngine(LocalEngine):
         values = super()._row_params(params)
         if params.adapter is not None:
             path = self._adapters[params.adapter]
-            _adapter_rank(path)  # a folder that is none is told before anything runs
-            values["adapter"] = {"name": params.adapter, "path": path}
+            # A folder that is none is told here, before anything runs.
+            rank = _adapter_rank(path)
+            least = min(r for r in LORA_RANKS if r >= rank)
+            values["adapter"] = {"name": params.adapter, "path": path, "rank": least}
         if self.model_params.chat_template_kwargs:
             values["chat_template_kwargs"] = dict(self.model_params.chat_template_kwargs)
         return values
@@ -128,18 +132,28 @@ class VLLMInferenceEngine(LocalEngine):
         """What has to be resident: one vLLM serves a model with and without adapters.
 
         vLLM adds an adapter to a running engine, but only to one that was loaded for LoRA. So
-        adapters are no part of the key, LoRA is; what is loaded with it also serves requests
-        without; and what is loaded without it gives way.
+        adapters are no part of the key, LoRA is, and what is loaded with it also serves
+        requests without.
         """
-        plain, lora = self._plan(lora=False), self._plan(lora=True)
-        if not self._adapters:
-            found = pool.find(lora.key)
-            return lora if found is not None and found.state in ("ready", "loading") else plain
-        found = pool.find(plain.key)
-        if found is not None and found.state == "ready" and not found.busy:
+        lora = self._plan(lora=True)
+        if self._adapters or pool.find(lora.key) is not None:
+            return lora
+        return self._plan(lora=False)
+
+    def _make_way(self) -> None:
+        """Unload what was loaded without LoRA, where LoRA is wanted: two would not fit."""
+        found = pool.find(self._plan(lora=False).key) if self._adapters else None
+        if found is not None and not found.busy:
             notify(f"loading {found.label} anew, with LoRA")
             pool.unload(found)
-        return lora
+
+    def load(self) -> Self:
+        self._make_way()
+        return super().load()
+
+    def _open_run(self, requests: Sequence[RowRequest], **options: Any) -> LocalRun:
+        self._make_way()
+        return super()._open_run(requests, **options)
 
     def _plan(self, *, lora: bool) -> Plan:
         plan = super().plan()

@@ -105,7 +105,7 @@ class Emit:
             self._tell(request.run)
 
     def stamped(self, request, first, last):
-        """The library's own stamps of the first and last token, on this machine's monotonic clock."""
+        """The library's own stamps of the first and last token, of the same clock as ours."""
         request.first, request.last = first, last
 
     def text(self, request, text):

@@ -98,13 +98,18 @@ def test_adapters_need_one_load_and_no_more(engine, tmp_path):
 def test_an_adapter_that_does_not_fit_fails_its_rows_alone(engine, tmp_path):
     wrong = lora(tmp_path / "wrong", 1, width=64)
     large = lora(tmp_path / "large", 1, rank=64)
-    params = ModelParams(
-        "smollm2-135m", model_max_length=2048, adapters={"wrong": wrong, "large": large}
+    small = {"small": lora(tmp_path / "small", 1)}
+    VLLMInferenceEngine(ModelParams("smollm2-135m", model_max_length=2048, adapters=small)).load()
+    bad = VLLMInferenceEngine(
+        ModelParams(
+            "smollm2-135m", model_max_length=2048, adapters={"wrong": wrong, "large": large}
+        )
     )
-    # Loaded for small ranks, the one with LoRA from above or a new one.
-    bad = VLLMInferenceEngine(params)
     frame = bad.infer([PROMPT, "Hello"], GenerationParams(max_new_tokens=8, adapter="wrong"))
-    assert frame["error"].str.contains("'wrong' at .* cannot be used with this model").all()
+    assert frame["error"].str.contains("'wrong' at .* cannot be used with this model.*64").all()
+    frame = bad.infer("Hello", GenerationParams(max_new_tokens=8, adapter="large"))
+    assert "rank 64" in frame["error"][0]
+    assert "max_lora_rank=64" in frame["error"][0]
     assert engine.infer("Hello", GREEDY)["error"].isna().all()
     assert engine.resident is bad.resident
     broken = VLLMInferenceEngine(
@@ -148,8 +153,9 @@ def test_sampling_parameters_reach_vllm(engine):
     banned = GenerationParams(max_new_tokens=12, logprobs=0, logit_bias={first: -100})
     tokens = engine.infer(PROMPT, banned)["logprobs"][0]
     assert first not in {t["id"] for t in tokens}
-    special = GenerationParams(max_new_tokens=30, skip_special_tokens=False)
-    assert "<|im_end|>" in engine.infer("Say yes.", special)["output"][0]
+    for skip, text in ((True, ""), (False, "<|im_start|>")):
+        only = GenerationParams(max_new_tokens=1, logit_bias={1: 100}, skip_special_tokens=skip)
+        assert engine.infer("Hello", only)["output"][0] == text
     penal = GenerationParams(max_new_tokens=24, repetition_penalty=1.8, frequency_penalty=1.0)
     assert engine.infer(PROMPT, penal)["output"][0] != whole["output"]
 

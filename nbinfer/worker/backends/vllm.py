@@ -5,8 +5,9 @@ Traps of the library that this file answers, each seen:
 * One SIGINT ends its engine core: the worker is in a session that no terminal interrupts, and
   sends its children none.
 * Its children do not end with it: ``guardian.py`` sees to that.
-* An adapter that does not fit would end the engine core in the middle of a step: it is loaded
-  first, by a call that can fail alone.
+* Of an adapter that does not fit it copies what it can, in silence: ``_lora.py`` looks first. An
+  adapter that cannot be read would end the engine core in the middle of a step: it is loaded
+  before, by a call that can fail alone.
 * ``arrival_time`` is wall clock and the other stamps are monotonic: only those are used.
 * A core that died answers every later request with the same error: the worker ends, so that
   the next use loads anew.
@@ -39,6 +40,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from nbinfer.worker.backends import _lora
 from nbinfer.worker.backends._derive import derive
 from nbinfer.worker.backends._vllm_load import cause, engine_arguments, telling_stages
 
@@ -70,6 +72,7 @@ class Backend:
         self._n_ctx = config.model_config.max_model_len
         self._renderer = self._llm.renderer
         self._rendering = threading.Lock()  # a fast tokenizer is for one thread at a time
+        self._path = model["path"]
         self._chat_template = model.get("chat_template")
         self._adapters = {}
         self._live = {}
@@ -215,14 +218,20 @@ class Backend:
         async with lock:
             if not loaded:
                 try:
+                    _lora.check(wanted["path"], self._path)
                     if not await self._llm.add_lora(lora):
                         raise ValueError("vLLM refused it")
                 except EngineDeadError:
                     raise
                 except Exception as error:
+                    rank = wanted["rank"]
+                    most = self._llm.vllm_config.lora_config.max_lora_rank
+                    hint = ""
+                    if rank > most:
+                        hint = f" (load it with -k max_lora_rank={rank}: it has {most} now)"
                     raise ValueError(
                         f"the adapter {wanted['name']!r} at {wanted['path']!r} cannot be used "
-                        f"with this model: {worded(error)}"
+                        f"with this model: {worded(error)}{hint}"
                     ) from None
                 loaded.append(True)
         return lora
