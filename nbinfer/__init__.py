@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         UnsupportedParameter,
     )
     from .messages import Conversation, ImagePart, Message, Role, TextPart
+    from .notebook.panel import panel
     from .overview import engines
     from .residents import shutdown
     from .runstore import last
@@ -76,6 +77,7 @@ _HOMES = {
         "UnsupportedParameter",
     ),
     "messages": ("Conversation", "ImagePart", "Message", "Role", "TextPart"),
+    "notebook.panel": ("panel",),
     "residents": ("shutdown",),
     "runstore": ("last",),
     "settings": ("configure",),
@@ -117,6 +119,7 @@ __all__ = [
     "last",
     "load_ipython_extension",
     "manifest",
+    "panel",
     "plot",
     "shutdown",
     "summary",

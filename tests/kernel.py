@@ -89,6 +89,7 @@ class Kernel:
         self._extension = extension
         self._environment = environment
         self._cells: dict[str, Reply] = {}
+        self.widgets: dict[str, dict[str, Any]] = {}
         self._killed = False
         self._seen: set[int] = set()
 
@@ -215,11 +216,14 @@ class Kernel:
                 self._take(channel.get_msg(timeout=0))
 
     def _take(self, message: dict[str, Any]) -> None:
+        kind, content = message["header"]["msg_type"], message["content"]
+        if kind in ("comm_open", "comm_msg", "comm_close"):
+            self._take_widget(kind, content)
+            return
         reply = self._cells.get(message["parent_header"].get("msg_id", ""))
         if reply is None:
             return
         now = time.monotonic()
-        kind, content = message["header"]["msg_type"], message["content"]
         if kind == "execute_input":
             reply.began = now
         elif kind == "stream":
@@ -236,6 +240,25 @@ class Kernel:
             reply.idle = True
         if reply.done and reply.ended is None:
             reply.ended = now
+
+    # ---------------------------------------------------------------------- widgets
+
+    def tell(self, widget: str, **data: Any) -> None:
+        """Send a widget's comm message, as the front end does: a click, a new value."""
+        content = {"comm_id": widget, "data": data}
+        self._client.shell_channel.send(self._client.session.msg("comm_msg", content))
+
+    def click(self, button: str) -> None:
+        """Click a button."""
+        self.tell(button, method="custom", content={"event": "click"})
+
+    def _take_widget(self, kind: str, content: dict[str, Any]) -> None:
+        """Keep what the kernel sends of its widgets: ``widgets`` is what a front end knows."""
+        if kind == "comm_close":
+            self.widgets.pop(content["comm_id"], None)
+        elif content["data"].get("method", "update") == "update":
+            state = self.widgets.setdefault(content["comm_id"], {})
+            state.update(content["data"].get("state", {}))
 
     # -------------------------------------------------------------------- processes
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from ..errors import ConfigurationError
 
-__all__ = ["Parser", "engine_parser", "infer_parser", "split_line"]
+__all__ = ["Parser", "engine_parser", "infer_parser", "panel_parser", "split_line"]
 
 # What %engine does; completion offers the same.
 ACTIONS = ("use", "load", "unload", "restart", "logs", "install", "uninstall")
@@ -189,6 +189,17 @@ def engine_parser() -> Parser:
     add("--lines", metavar="N", type=int, default=20, help="of the log (default 20)")
     add("--reinstall", action="store_true", help="install: make the environment anew")
     return parser
+
+
+def panel_parser() -> Parser:
+    """``%panel`` has no options."""
+    return Parser(
+        prog="%panel",
+        description=(
+            "Every engine with its state and memory, and buttons that do what %engine use, load\n"
+            "and unload do. It keeps itself up to date, and says the line that does the same."
+        ),
+    )
 
 
 _WORD = re.compile(r"""\s*((?:"[^"]*"|'[^']*'|[^\s"'])+)""")

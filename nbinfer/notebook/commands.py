@@ -20,7 +20,14 @@ from ..progress import in_kernel, reporter
 from ..prompts import fill
 from ..recipes import RECIPES
 from ..residents import Resident, pool
-from .arguments import compare_parser, engine_parser, exec_parser, infer_parser, split_line
+from .arguments import (
+    compare_parser,
+    engine_parser,
+    exec_parser,
+    infer_parser,
+    panel_parser,
+    split_line,
+)
 from .status import CellStream
 from .text import visible
 
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from ..engines.base import InferenceEngine
+    from .panel import Panel
 
 __all__ = ["Commands"]
 
@@ -75,6 +83,13 @@ class Commands:
         value = engine.execute(cell)
         if value is not None:
             print(value)
+
+    def panel(self, line: str) -> Panel:
+        """Run ``%panel``."""
+        panel_parser().parse_line(line)
+        from .panel import panel  # ipywidgets is imported for a panel alone
+
+        return panel()
 
     def engine(self, line: str) -> pd.DataFrame | None:
         """Run ``%engine``."""

@@ -15,6 +15,7 @@ from .arguments import (
     engine_parser,
     exec_parser,
     infer_parser,
+    panel_parser,
 )
 
 # What is completed is imported with the first Tab: %load_ext nbinfer must cost next to nothing.
@@ -29,8 +30,11 @@ PARSERS = {
     "engine": engine_parser,
     "compare": compare_parser,
     "engine_exec": exec_parser,
+    "panel": panel_parser,
 }
-_LINE = re.compile(r"^\s*(%{1,2})(nbinfer\s+)?(infer|engine_exec|engine|compare)\s(.*)$", re.DOTALL)
+_NAMES = "|".join(sorted(PARSERS, reverse=True))  # engine_exec before engine
+_LINE = re.compile(rf"^\s*(%{{1,2}})(nbinfer\s+)?({_NAMES})\s(.*)$", re.DOTALL)
+_FULL = re.compile(r"^\s*%{1,2}nbinfer\s+(\w*)$")
 
 
 def candidates(text: str, namespace: dict[str, Any]) -> list[str] | None:
@@ -38,6 +42,9 @@ def candidates(text: str, namespace: dict[str, Any]) -> list[str] | None:
 
     Returns ``None`` where it is not one of our magics, or a place where anything may stand.
     """
+    full = _FULL.match(text)
+    if full is not None:
+        return [name for name in PARSERS if name.startswith(full.group(1))]
     match = _LINE.match(text)
     if match is None or "\n" in text:
         return None

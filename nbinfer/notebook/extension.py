@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .arguments import compare_parser, engine_parser, exec_parser, infer_parser
+from .arguments import compare_parser, engine_parser, exec_parser, infer_parser, panel_parser
 from .completion import install as install_completion
 from .completion import uninstall as uninstall_completion
 from .formatters import install_formatters, uninstall_formatters
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "unload"]
 
-SHORT = ("infer", "engine", "compare", "engine_exec")
+SHORT = ("infer", "engine", "compare", "engine_exec", "panel")
 
 
 def load(ip: InteractiveShell) -> None:
@@ -65,3 +65,4 @@ def _document() -> None:
     NbinferMagics.engine.__doc__ = engine_parser().format_help()
     NbinferMagics.compare.__doc__ = compare_parser().format_help()
     NbinferMagics.engine_exec.__doc__ = exec_parser().format_help()
+    NbinferMagics.panel.__doc__ = panel_parser().format_help()

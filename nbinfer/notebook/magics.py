@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from .commands import Commands
+    from .panel import Panel
 
 __all__ = ["NbinferMagics"]
 
@@ -88,14 +89,21 @@ class NbinferMagics(Magics):  # type: ignore[misc]
         """Run a cell beside a resident model."""
         self._commands.engine_exec(line, cell)
 
+    @line_magic
+    @no_var_expand
+    @clean_errors
+    def panel(self, line: str) -> Panel:
+        """See every engine, and switch between them."""
+        return self._commands.panel(line)
+
     @no_var_expand
     @line_cell_magic
     @clean_errors
     def nbinfer(self, line: str, cell: str | None = None) -> Any:
         """Run any of nbinfer's magics under its full name: %nbinfer infer, %nbinfer engine."""
         name, _, rest = line.strip().partition(" ")
-        if name == "engine":
-            return self.engine(rest)
+        if name in ("engine", "panel"):
+            return getattr(self, name)(rest)
         if name == "infer":
             return self.infer(rest, cell)
         if name in ("compare", "engine_exec"):
@@ -106,5 +114,5 @@ class NbinferMagics(Magics):  # type: ignore[misc]
             return getattr(self, name)(rest, cell)
         raise ConfigurationError(
             f"%nbinfer has no command {name!r}",
-            hint="Commands: infer, engine, compare, engine_exec",
+            hint="Commands: infer, engine, compare, engine_exec, panel",
         )

@@ -42,6 +42,8 @@ SPACE = {
         ("%%infer -k n_c", {"n_ctx="}),
         ("%engine ", set(ACTIONS)),
         ("%engine lo", {"load", "logs"}),
+        ("%nbinfer ", {"infer", "engine", "engine_exec", "panel"}),
+        ("%nbinfer pan", {"panel"}),
         ("%nbinfer engine ", set(ACTIONS)),
         ("%engine load ", {"llamacpp"}),
         ("%engine load -m ", {"smollm2-135m"}),
@@ -121,11 +123,11 @@ def complete(shell, text):
 
 def test_through_the_shell(shell):
     shell.user_ns.update(SPACE)
-    assert complete(shell, "%%infer -e ") == ["llamacpp", "native"]
+    assert complete(shell, "%%infer -e ") == ["llamacpp", "native", "vllm"]
     assert complete(shell, "%%infer --data ") == ["table"]
     assert complete(shell, "%%infer -m smo") == ["smollm2-135m"]
     assert complete(shell, "%engine ") == sorted(ACTIONS)
-    assert complete(shell, "%engine load ") == ["llamacpp", "native"]
+    assert complete(shell, "%engine load ") == ["llamacpp", "native", "vllm"]
     assert "--max-new-tokens" in complete(shell, "%%infer --")
     assert all(c.startswith("-") for c in complete(shell, "%%infer --"))
 

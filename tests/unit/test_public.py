@@ -39,6 +39,7 @@ NAMES = [
     "TemplateError",
     "TextPart",
     "UnsupportedParameter",
+    "VLLMInferenceEngine",
     "__version__",
     "compare",
     "configure",
@@ -48,6 +49,7 @@ NAMES = [
     "last",
     "load_ipython_extension",
     "manifest",
+    "panel",
     "plot",
     "shutdown",
     "summary",
@@ -149,6 +151,7 @@ UNDOCUMENTED = {
     "GuidedDecodingParams": {"model_class"},
     "LlamaCppInferenceEngine": {"remote_params"},
     "NativeTextInferenceEngine": {"remote_params"},
+    "VLLMInferenceEngine": {"remote_params"},
     "TextPart": {"text"},
     **{name: {"df"} for name in ("conversations", "manifest", "plot", "summary")},
 }
