@@ -12,7 +12,7 @@ from .residents import Resident, pool
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COLUMNS", "describe", "engines"]
+__all__ = ["COLUMNS", "describe", "engines", "state_of"]
 
 COLUMNS = {
     "engine": "str",
@@ -48,19 +48,21 @@ def engines() -> pd.DataFrame:
     return frame
 
 
+def state_of(resident: Resident) -> str:
+    """``"loading"``, ``"ready"``, ``"busy"`` or ``"crashed"``."""
+    return "busy" if resident.state == "ready" and resident.busy else resident.state
+
+
 def describe(resident: Resident) -> Mapping[str, Any]:
     """One row of ``%engine``: times in seconds, memory in bytes, ``None`` where unknown."""
     worker = resident.worker
     alive = worker is not None and worker.alive
-    state = resident.state
-    if state == "ready":
-        state = "busy" if resident.busy else "ready"
     now = measure.tree_bytes(worker.pid) if worker is not None and alive else None
     peak = max(resident.peak_bytes, now or 0)
     return {
         "engine": resident.plan.engine,
         "model": resident.plan.model,
-        "state": state,
+        "state": state_of(resident),
         "pid": worker.pid if worker is not None and alive else None,
         "memory_bytes": now,
         "peak_bytes": peak or None,

@@ -128,12 +128,11 @@ class Switcher:
 
     def _resident(self, resident: Resident, chosen: Selection) -> Row:
         wanted = asked_for(resident)
-        seen = (resident.plan.key, resident.state, resident.runs, id(resident.worker))
-        moving = resident.busy or resident.state == "loading"
-        found = self._lookup(
-            ("resident", *seen),
-            lambda: overview.describe(resident),
-            FAST_S if moving else SLOW_S,
+        # Not more often because of a run: reading memory costs the engine time that it measures.
+        memory = self._lookup(
+            ("memory", resident.plan.key, resident.state, id(resident.worker)),
+            lambda: overview.describe(resident)["memory_bytes"],
+            FAST_S if resident.state == "loading" else SLOW_S,
         )
         note = ""
         if resident.state == "loading":
@@ -143,10 +142,10 @@ class Switcher:
         return Row(
             key_of(wanted),
             key_of(wanted) == key_of(chosen),
-            found["state"],
+            overview.state_of(resident),
             wanted,
             note,
-            found["memory_bytes"],
+            memory,
             resident,
         )
 
