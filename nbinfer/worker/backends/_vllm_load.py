@@ -40,7 +40,7 @@ _ERROR = re.compile(
 )
 _NOISE = re.compile(
     r"Engine core initialization failed|WorkerProc initialization failed|EngineCore failed"
-    r"|cancelled|Engine core proc",
+    r"|cancelled|Engine core proc|[Cc]heck the logs|Error in model executor subprocess",
     re.IGNORECASE,
 )
 
@@ -174,12 +174,12 @@ def described(line):
 
 def cause(error, size=1 << 18):
     """Why vLLM did not start: the first telling error in the log, or the exception's own words."""
-    text = str(error)
+    text = str(error) or type(error).__name__
     value = re.search(r"Value error, (.+?)(?: \[type=|$)", text, re.DOTALL)
     if value:  # pydantic's wording around vLLM's own
-        return " ".join(value.group(1).split())
+        text = " ".join(value.group(1).split())
     if not _NOISE.search(text):
-        return text or type(error).__name__
+        return text
     time.sleep(0.2)  # its processes are writing their last words
     try:
         log = os.pread(2, size, max(0, os.fstat(2).st_size - size)).decode("utf-8", "replace")
@@ -187,4 +187,6 @@ def cause(error, size=1 << 18):
         return text
     found = [f"{kind.rpartition('.')[2]}: {words}" for kind, words in _ERROR.findall(log)]
     telling = [line for line in found if not _NOISE.search(line)]
-    return telling[0] if telling else text
+    if not telling:
+        return text
+    return f"{text.partition(' Please check the logs')[0]} {telling[0]}" if value else telling[0]
