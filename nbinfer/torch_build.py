@@ -49,14 +49,16 @@ def torch_build(requirement: str = "torch") -> TorchBuild:
     Parameters
     ----------
     requirement : str
-        The recipe's own, such as ``"torch>=2.13"``: older wheels are passed over.
+        The recipe's own: of ``"torch>=2.13"`` older wheels are passed over, of
+        ``"torch==2.13.0"`` all others.
     """
     if sys.platform != "linux" or os.environ.get("UV_TORCH_BACKEND"):
         return TorchBuild()
     if has_gpu():
         return TorchBuild(("--torch-backend=auto",)) if index_answers() else TorchBuild()
-    minimum = re.search(r">=\s*([\d.]+)", requirement)
-    version = local_cpu_wheel(minimum.group(1) if minimum else "0")
+    asked = re.search(r"(>=|==)\s*([\d.]+)", requirement)
+    exact = asked is not None and asked.group(1) == "=="
+    version = local_cpu_wheel(asked.group(2) if asked else "0", exact=exact)
     if version is not None:
         return TorchBuild(constraint=f"torch=={version}")
     if index_answers():
@@ -68,11 +70,21 @@ def torch_build(requirement: str = "torch") -> TorchBuild:
 
 def has_gpu() -> bool:
     """Whether an NVIDIA or AMD driver is there."""
-    return any(Path(p).exists() for p in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd"))
+    return bool(gpu_vendor())
 
 
-def local_cpu_wheel(minimum: str) -> str | None:
-    """The version of the newest CPU wheel for this Python that lies in a given folder."""
+def gpu_vendor() -> str:
+    """``"nvidia"``, ``"amd"`` or ``""``: whose driver is there."""
+    if any(Path(p).exists() for p in ("/dev/nvidia0", "/dev/nvidiactl")):
+        return "nvidia"
+    return "amd" if Path("/dev/kfd").exists() else ""
+
+
+def local_cpu_wheel(minimum: str, *, exact: bool = False) -> str | None:
+    """The version of the newest CPU wheel for this Python that lies in a given folder.
+
+    With ``exact``, of that very version and no newer one.
+    """
     python = f"cp{sys.version_info.major}{sys.version_info.minor}"
     pattern = re.compile(
         rf"torch-([\d.]+\+cpu)-{python}-{python}-\w*linux\w*_{re.escape(platform.machine())}\.whl"
@@ -85,7 +97,8 @@ def local_cpu_wheel(minimum: str) -> str | None:
         if folder.is_dir():
             matches = (pattern.fullmatch(path.name) for path in folder.iterdir())
             found += [match.group(1) for match in matches if match]
-    good = [v for v in found if _release(v) >= _release(minimum)]
+    least = _release(minimum)
+    good = [v for v in found if (_release(v) == least if exact else _release(v) >= least)]
     return max(good, key=_release, default=None)
 
 

@@ -65,7 +65,9 @@ def stop_spawner() -> None:
 def _inherited(python: str) -> dict[str, str]:
     """The kernel's environment, without what would put its packages on another Python's path."""
     foreign = python != sys.executable
-    own = ("PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "VIRTUAL_ENV")
+    own = ["PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "VIRTUAL_ENV"]
+    if settings.home() / "envs" in Path(python).parents:
+        own.append("PYTHONDONTWRITEBYTECODE")  # our own: imports take half the time once compiled
     kept = {k: v for k, v in os.environ.items() if not (foreign and k in own)}
     return {**kept, "PYTHONNOUSERSITE": "1"} if foreign else kept
 
