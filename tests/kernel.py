@@ -32,14 +32,17 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def workers_of(kernel_pid: int) -> list[int]:
-    """Live workers that this kernel started, whoever their parent is by now."""
-    found = []
+    """Live workers that this kernel started, whoever their parent is by now.
+
+    A worker's guardian has the same command line: it counts once it is the one that is left.
+    """
+    found = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             words = process.cmdline()  # empty for a zombie
             if any(MAIN in word for word in words) and words[-1] == str(kernel_pid):
-                found.append(process.pid)
-    return found
+                found[process.pid] = process.ppid()
+    return [pid for pid, parent in found.items() if parent not in found]
 
 
 def _alive(pid: int) -> bool:
