@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from .. import models, settings
+from .. import gpu, models, settings
 from ..config import GenerationParams, ModelParams, RemoteParams
 from ..errors import ConfigurationError, ModelNotFound
 from ..notices import notify
@@ -192,6 +192,7 @@ class VLLMInferenceEngine(LocalEngine):
             "n_threads": options.pop("n_threads", None) or physical_cores(),
             "n_ctx": params.model_max_length,
             "most_cache_bytes": most,
+            "device_share": gpu.share(pool.pids(), options.get("tensor_parallel_size") or 1),
             "dtype": params.torch_dtype_str,
             "tokenizer": tokenizer,
             "chat_template": params.chat_template,

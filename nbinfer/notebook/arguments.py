@@ -151,7 +151,7 @@ def _prompt_options(parser: Parser) -> None:
         metavar="NAME",
         help="a JSON Schema or pydantic model of the notebook; fills the column 'parsed'",
     )
-    add("--adapter", metavar="PATH", help="a LoRA adapter, loaded with the model")
+    add("--adapter", metavar="PATH", help="a LoRA adapter: a GGUF file for llamacpp, a PEFT folder for vllm")
     add(
         "--image",
         metavar="NAME|PATH",

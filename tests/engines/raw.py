@@ -8,6 +8,7 @@ writes one answer a line, as JSON: its text and its tokens, the end token counte
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 
@@ -66,7 +67,27 @@ def xllamacpp(path, prompts, tokens):
         yield answer["choices"][0]["message"]["content"], count
 
 
+def vllm(folder, prompts, tokens):
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        folder,
+        dtype="float32",
+        max_model_len=2048,
+        enforce_eager=True,
+        kv_cache_memory_bytes=400_000_000,
+    )
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    params = SamplingParams(temperature=0.0, max_tokens=tokens)
+    for output in llm.chat(chats, params, use_tqdm=False):
+        (made,) = output.outputs
+        yield made.text, len(made.token_ids)
+
+
 if __name__ == "__main__":
+    # A library's own words are no answers.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     asked = json.loads(sys.stdin.read())
     for text, count in globals()[sys.argv[1]](sys.argv[2], asked["prompts"], asked["tokens"]):
-        print(json.dumps([text, count]), flush=True)
+        print(json.dumps([text, count]), file=out, flush=True)

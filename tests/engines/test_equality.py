@@ -15,7 +15,12 @@ THINGS = (
 )
 ASKED = ("What is {}?", "Write a line about {}.", "Why do people like {}?")
 PROMPTS = [ask.format(thing) for thing in THINGS for ask in ASKED][:50]
-LIBRARIES = {"": "xllamacpp", "native": "native", "llama-cpp-python": "llama_cpp_python"}
+LIBRARIES = {
+    "": "xllamacpp",
+    "native": "native",
+    "llama-cpp-python": "llama_cpp_python",
+    "vllm": "vllm",
+}
 
 
 def test_fifty_prompts(variant, engine):

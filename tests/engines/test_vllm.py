@@ -19,6 +19,7 @@ from nbinfer import (
     LoadError,
     ModelNotFound,
     ModelParams,
+    NativeTextInferenceEngine,
     VLLMInferenceEngine,
     notices,
 )
@@ -181,6 +182,21 @@ def test_the_report_has_the_cache_and_the_memory_of_the_whole_tree(engine):
     names = [p.name() for p in worker.children(recursive=True)]
     assert any("EngineCore" in n for n in names), names
     assert engine.memory()["memory_bytes"] > 1.5 * psutil.Process(worker.pid).memory_info().rss
+
+
+@pytest.mark.needs("native")
+def test_from_native_to_vllm(engine):
+    """The guide's migration: another class, and nothing else changes."""
+    installed("native")
+    model_params = ModelParams(model_name="smollm2-135m", model_max_length=2048)
+    before = NativeTextInferenceEngine(model_params)
+    after = VLLMInferenceEngine(model_params)
+    asked = ["What is the capital of France?", "Name three colours."]
+    one, two = before.infer(asked, GREEDY), after.infer(asked, GREEDY)
+    assert one["output"].tolist() == two["output"].tolist()
+    assert one.dtypes.equals(two.dtypes)
+    assert after.resident is engine.resident
+    before.unload()
 
 
 def test_unload_leaves_no_process(engine):

@@ -20,7 +20,7 @@ SANITIZE = ROOT / "notebooks" / "nbval_sanitize.cfg"
 def nbval(*notebooks: Path, **environment: str) -> tuple[set[int], str]:
     """Cells that strict nbval fails, by their number among the code cells, and its report."""
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-sanitize-with", str(SANITIZE)]
-    command += ["--nbval-current-env", "--nbval-cell-timeout", "120", "-q"]
+    command += ["--nbval-current-env", "--nbval-cell-timeout", "300", "-q"]
     command += ["-rA", "-o", "addopts=", "-o", "filterwarnings=", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, *map(str, notebooks)],
@@ -56,8 +56,8 @@ def test_every_cell_was_executed_and_none_failed(path):
                 assert set(output.data) in (set(), {"text/plain", "text/html"})
 
 
-@pytest.mark.needs("native")
-@pytest.mark.timeout(600)
+@pytest.mark.needs("native", "vllm")
+@pytest.mark.timeout(900)
 def test_strict_nbval_passes_whether_or_not_progress_is_shown():
     """With no delay every run draws its status line, and the cells are still the same."""
     assert nbval(*NOTEBOOKS, NBINFER_STATUS_DELAY_S="0")[0] == set()
