@@ -1,7 +1,9 @@
 """Memory of an engine's process tree, seen from outside.
 
 PSS (proportional set size) counts each page once however many processes map it, so the
-workers of a tree can be added up. Where the system has no PSS, USS stands in.
+workers of a tree can be added up. Where the system has no PSS, USS stands in. What the tree
+holds on GPUs is added where rows and tables tell its memory, and not where the budget of the
+machine's own memory is kept.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from . import gpu
 
 __all__ = ["PeakSampler", "Seen", "machine", "process_bytes", "seen", "tree", "tree_bytes"]
 
@@ -45,7 +49,7 @@ def tree(pid: int) -> list[int]:
 
 
 def tree_bytes(pid: int) -> int:
-    """Memory of a process tree in bytes, 0 if it is gone."""
+    """The machine's memory of a process tree in bytes, 0 if it is gone."""
     return sum(map(process_bytes, tree(pid)))
 
 
@@ -62,15 +66,33 @@ class Seen:
         Resident sizes together, in bytes.
     memory : int
         ``tree_bytes`` at that time.
+    device : int or None
+        What it held on GPUs, ``None`` where that is unknown.
     """
 
     resident: int = 0
     memory: int = 0
+    device: int | None = 0
 
     def read(self, pids: list[int]) -> None:
-        """Read both sizes."""
+        """Read all sizes."""
         self.resident = sum(map(_resident, pids))
         self.memory = sum(map(process_bytes, pids))
+        self.read_device(pids)
+
+    def read_device(self, pids: list[int]) -> None:
+        """Read what it holds on GPUs: cheap, and nothing where there is none."""
+        self.device = gpu.process_tree_device_bytes(pids)
+
+    @property
+    def known(self) -> int:
+        """Bytes that are known of."""
+        return self.memory + (self.device or 0)
+
+    @property
+    def total(self) -> int | None:
+        """Memory in bytes, ``None`` where a part of it is unknown."""
+        return None if self.device is None else self.known
 
 
 def seen(pid: int) -> Seen:
@@ -98,14 +120,16 @@ class PeakSampler:
     Attributes
     ----------
     peak_bytes : int
-        Highest value seen, in bytes; 0 if the tree was never seen alive.
+        Highest value seen, in bytes, with what GPUs hold; 0 if the tree was never seen alive,
+        or a part of it is unknown.
     """
 
     def __init__(self, pid: int, known: Seen | None = None) -> None:
         self._pid = pid
         self._stop = threading.Event()
         self._known = known or Seen()
-        self.peak_bytes = self._known.memory
+        self.peak_bytes = self._known.total or 0
+        self._unknown = self._known.device is None
         self._pids: list[int] = []
         self._pids_due = 0.0
         self._thread = threading.Thread(target=self._sample, name="nbinfer-memory", daemon=True)
@@ -124,7 +148,10 @@ class PeakSampler:
         # What shrank is read at the end alone: it is no peak, but the next run's beginning.
         if moved > 1_000_000 or (last and moved < -1_000_000):
             self._known.read(self._pids)
-            self.peak_bytes = max(self.peak_bytes, self._known.memory)
+        else:
+            self._known.read_device(self._pids)
+        self._unknown |= self._known.device is None
+        self.peak_bytes = 0 if self._unknown else max(self.peak_bytes, self._known.known)
         return time.perf_counter() - started
 
     def __enter__(self) -> PeakSampler:

@@ -34,8 +34,8 @@ def engines() -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``engine, model, state, pid, memory_bytes, peak_bytes, loaded_s, uptime_s, python``:
-        memory of the whole process tree in bytes, times in seconds, NA where unknown.
-        ``state`` is ``"loading"``, ``"ready"``, ``"busy"`` or ``"crashed"``.
+        memory of the whole process tree, GPUs included, in bytes, times in seconds, NA where
+        unknown. ``state`` is ``"loading"``, ``"ready"``, ``"busy"`` or ``"crashed"``.
     """
     import pandas as pd
 
@@ -57,7 +57,7 @@ def describe(resident: Resident) -> Mapping[str, Any]:
     """One row of ``%engine``: times in seconds, memory in bytes, ``None`` where unknown."""
     worker = resident.worker
     alive = worker is not None and worker.alive
-    now = measure.tree_bytes(worker.pid) if worker is not None and alive else None
+    now = measure.seen(worker.pid).total if worker is not None and alive else None
     peak = max(resident.peak_bytes, now or 0)
     return {
         "engine": resident.plan.engine,

@@ -73,7 +73,7 @@ class Resident:
     python : str
         Its interpreter; empty until it is known.
     idle_bytes : int or None
-        Memory of its process tree when loaded and idle.
+        Memory of its process tree when loaded and idle, GPUs included; ``None`` where unknown.
     peak_bytes : int
         Highest memory seen in any run.
     """
@@ -152,6 +152,11 @@ class Pool:
         """Those that are loading, ready or crashed, oldest first."""
         with self._lock:
             return list(self._residents.values())
+
+    def pids(self) -> list[int]:
+        """Every process of a resident."""
+        workers = [r.worker for r in self.residents() if r.worker is not None]
+        return [pid for worker in workers if worker.alive for pid in measure.tree(worker.pid)]
 
     def find(self, key: tuple[str, ...]) -> Resident | None:
         with self._lock:
@@ -257,7 +262,8 @@ class Pool:
         resident.report.update(event["report"])
         resident.model_facts = {**resident.model_facts, **resident.report.pop("model", {})}
         resident.seen = measure.seen(worker.pid)
-        resident.idle_bytes = resident.peak_bytes = resident.seen.memory
+        resident.idle_bytes = resident.seen.total
+        resident.peak_bytes = resident.idle_bytes or 0
         resident.loaded_s = time.monotonic() - started
         resident.ready_at = resident.used_at = time.monotonic()
         with self._lock:
@@ -331,6 +337,7 @@ class Pool:
 
     @staticmethod
     def _bytes(resident: Resident) -> int:
+        """The machine's memory that it holds: the budget is of that alone."""
         if resident.worker is None or not resident.worker.alive:
             return 0
         return measure.tree_bytes(resident.worker.pid)
@@ -346,7 +353,7 @@ class Pool:
             worker = resident.worker
         if worker is None:
             return 0
-        freed = self._bytes(resident)
+        freed = measure.seen(worker.pid).known if worker.alive else 0
         worker.close()
         with contextlib.suppress(OSError):
             if worker.log.name.endswith(".log"):

@@ -18,7 +18,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checks import Check, integer, items, number, optional, shown, text, unknown_name
+from . import sizes
+from .checks import Check, items, number, optional, shown, text, unknown_name
 from .errors import ConfigurationError
 from .validation import Params, checked, known_names
 
@@ -31,13 +32,9 @@ __all__ = [
     "configure",
     "current",
     "home",
-    "parse_size",
     "python_of",
     "reset",
 ]
-
-_UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
-_SHARE_OF_MACHINE = 0.9
 
 
 def home() -> Path:
@@ -58,79 +55,6 @@ def home() -> Path:
             f"the folder {shown(given)} cannot be found: {error}",
             hint="set NBINFER_HOME to an absolute path",
         ) from None
-
-
-def parse_size(text: str | float) -> int:
-    """A size in bytes.
-
-    Parameters
-    ----------
-    text : str, int or float
-        ``"7GB"`` and ``"7G"`` (powers of 1000), ``"512 MiB"`` (powers of 1024), or a plain
-        number of bytes.
-
-    Raises
-    ------
-    ConfigurationError
-        For anything else, a negative or an infinite size.
-    """
-    wrong = ConfigurationError(
-        f"{shown(text)} is no size", hint='a size is like "7GB", "512MiB" or a number of bytes'
-    )
-    if isinstance(text, int | float) and not isinstance(text, bool):
-        if not 0 <= text < 2**63:  # false for NaN too
-            raise wrong
-        return int(text)
-    if not isinstance(text, str):
-        raise wrong
-    match = re.fullmatch(
-        r"\s*([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([kmgtp]?)(i?)b?\s*", text, re.IGNORECASE
-    )
-    if match is None or (match[3] and not match[2]):
-        raise wrong
-    size = float(match[1]) * (1024 if match[3] else 1000) ** _UNITS[match[2].lower()]
-    if size >= 2**63:
-        raise wrong
-    return int(size)
-
-
-def _machine_bytes() -> int:
-    """The machine's memory, or the control group's limit where that is lower."""
-    import psutil
-
-    total = int(psutil.virtual_memory().total)
-    for path in _limit_files():
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number, and no limit
-            total = min(total, int(path.read_text()) or total)
-    return total
-
-
-def _limit_files() -> list[Path]:
-    root = Path("/sys/fs/cgroup")
-    files = [root / "memory.max", root / "memory" / "memory.limit_in_bytes"]
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, kinds, group = line.split(":", 2)
-            within = Path(group.lstrip("/"))
-            for place in (within, *within.parents):
-                if not kinds:
-                    files.append(root / place / "memory.max")
-                elif "memory" in kinds.split(","):
-                    files.append(root / "memory" / place / "memory.limit_in_bytes")
-    return files
-
-
-def _budget(value: Any) -> int:
-    if isinstance(value, str) and value.strip().endswith("%"):
-        share = float(value.strip().removesuffix("%"))
-        if not 0 < share <= 100:
-            raise ValueError
-        return int(_machine_bytes() * share / 100)
-    try:
-        size = parse_size(value)
-    except ConfigurationError:
-        raise ValueError from None  # the check's own message names the setting
-    return int(integer(1).convert(size))
 
 
 def _steps(value: Any) -> tuple[float, ...]:
@@ -175,6 +99,9 @@ class Settings(Params):
         What the resident engines may take together; ``"8GB"``, ``"500MiB"`` and ``"50%"`` of
         the machine's memory are taken too. Default: 90 % of the machine's memory, or of the
         control group's limit where that is lower. Environment: ``NBINFER_MEMORY_BUDGET``.
+    device_memory_budget : str or int, default "90%"
+        What the resident engines may take together of each GPU: ``"80%"`` of it, or a size.
+        ``NBINFER_DEVICE_MEMORY_BUDGET``.
     cancel_grace_s : float, default 1.0
         How long an interrupted cell waits for its rows. ``NBINFER_CANCEL_GRACE_S``.
     escalation_s : tuple of three floats, default (10.0, 20.0, 30.0)
@@ -197,7 +124,10 @@ class Settings(Params):
     """
 
     memory_budget_bytes: int | None = checked(
-        None, optional(Check('a size above 0 such as "8GB", "500MiB" or "50%"', _budget))
+        None, optional(Check('a size above 0 such as "8GB", "500MiB" or "50%"', sizes.of_machine))
+    )
+    device_memory_budget: str | int = checked(
+        "90%", Check('a size above 0 such as "20GB" or "80%"', sizes.share_or_size)
     )
     cancel_grace_s: float = checked(1.0, number(0))
     escalation_s: tuple[float, float, float] = checked(
@@ -214,7 +144,11 @@ class Settings(Params):
         """What the resident engines may take together, in bytes."""
         if self.memory_budget_bytes is not None:
             return self.memory_budget_bytes
-        return int(_machine_bytes() * _SHARE_OF_MACHINE)
+        return sizes.of_machine("90%")
+
+    def device_budget_bytes(self, total: int) -> int:
+        """What they may take together of a GPU with ``total`` bytes."""
+        return min(sizes.part(self.device_memory_budget, total), total)
 
 
 def _literal(value: str) -> Any:
@@ -227,6 +161,7 @@ def _literal(value: str) -> Any:
 _CHECKS: dict[str, Check] = {f.name: f.metadata["check"] for f in fields(Settings)}
 _ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
     "NBINFER_MEMORY_BUDGET": ("memory_budget_bytes", str),
+    "NBINFER_DEVICE_MEMORY_BUDGET": ("device_memory_budget", str),
     "NBINFER_CANCEL_GRACE_S": ("cancel_grace_s", _literal),
     "NBINFER_ESCALATION": ("escalation_s", _literal),
     "NBINFER_DEFAULT_ENGINE": ("default_engine", str),

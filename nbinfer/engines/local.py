@@ -106,11 +106,11 @@ class LocalEngine(InferenceEngine):
         resident = self.resident
         if resident is None or resident.worker is None or not resident.worker.alive:
             return {"memory_bytes": None, "idle_bytes": None, "peak_bytes": None}
-        now = measure.tree_bytes(resident.worker.pid)
+        now = measure.seen(resident.worker.pid).total
         return {
             "memory_bytes": now,
             "idle_bytes": resident.idle_bytes,
-            "peak_bytes": max(resident.peak_bytes, now),
+            "peak_bytes": max(resident.peak_bytes, now or 0) or None,
         }
 
     def _open_run(

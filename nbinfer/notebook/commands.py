@@ -214,9 +214,10 @@ class Commands:
     def _engine_load(self, options: argparse.Namespace) -> None:
         chosen = _chosen(options.name, options)
         engine = registry.engine_class(chosen.engine)(chosen.model).load()
-        memory = engine.memory()["memory_bytes"] or 0
+        memory = engine.memory()["memory_bytes"]
         name = visible(chosen.model.model_name)
-        print(f"{chosen.engine} · {name} is loaded: {memory / 1e6:,.0f} MB")
+        size = "unknown memory" if memory is None else f"{memory / 1e6:,.0f} MB"
+        print(f"{chosen.engine} · {name} is loaded: {size}")
 
     def _engine_unload(self, options: argparse.Namespace) -> None:
         found = self._residents(options, all_without_name=True)

@@ -17,6 +17,7 @@ from ..config import ModelParams, parse_value
 from ..engines import registry
 from ..engines.local import LocalEngine
 from ..errors import ConfigurationError, NbinferError, brief_traceback
+from ..measure import Seen, seen
 from ..residents import Resident, pool
 from ..selection import Selection
 from .text import fit, format_bytes, visible
@@ -40,8 +41,8 @@ class Row:
         ``"not installed"``, ``"not loaded"``, ``"loading"``, ``"ready"``, ``"busy"`` or
         ``"crashed"``.
     note : str
-        The stage of a load, how it crashed, or what installs it.
-    memory_bytes : int or None
+        The stage of a load, how it crashed, what installs it, or what a GPU holds of it.
+    held : Seen or None
         Memory of its process tree.
     chosen : bool
         Whether a plain ``%%infer`` uses it.
@@ -52,8 +53,13 @@ class Row:
     state: str
     selection: Selection
     note: str = ""
-    memory_bytes: int | None = None
+    held: Seen | None = None
     resident: Resident | None = None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """All its memory, GPUs included, as ``%engine`` shows it."""
+        return None if self.held is None else self.held.total
 
     @property
     def can_load(self) -> bool:
@@ -123,15 +129,15 @@ class Switcher:
             if not own and not spec.hidden:
                 own.append(self._absent(selection.for_engine(spec.name), chosen=False))
             rows += own
-        used = sum(row.memory_bytes or 0 for row in rows)
+        used = sum(row.held.memory for row in rows if row.held is not None)
         return State(tuple(rows), chosen, used, budget, self.said)
 
     def _resident(self, resident: Resident, chosen: Selection) -> Row:
         wanted = asked_for(resident)
         # Not more often because of a run: reading memory costs the engine time that it measures.
-        memory = self._lookup(
+        held = self._lookup(
             ("memory", resident.plan.key, resident.state, id(resident.worker)),
-            lambda: overview.describe(resident)["memory_bytes"],
+            lambda: held_by(resident),
             FAST_S if resident.state == "loading" else SLOW_S,
         )
         note = ""
@@ -139,13 +145,15 @@ class Switcher:
             note = resident.stage
         elif resident.state == "crashed":
             note = how_it_ended(resident)
+        elif held is not None and held.device:
+            note = f"{format_bytes(held.device)} of it on the GPU"
         return Row(
             key_of(wanted),
             key_of(wanted) == key_of(chosen),
             overview.state_of(resident),
             wanted,
             note,
-            memory,
+            held,
             resident,
         )
 
@@ -228,6 +236,12 @@ def asked_for(resident: Resident) -> Selection:
     return Selection(
         plan.engine, plan.params or ModelParams(plan.model), selection.current().others
     )
+
+
+def held_by(resident: Resident) -> Seen | None:
+    """What its process tree holds now."""
+    worker = resident.worker
+    return seen(worker.pid) if worker is not None and worker.alive else None
 
 
 def key_of(wanted: Selection) -> str:

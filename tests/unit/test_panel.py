@@ -212,7 +212,7 @@ def test_a_run_shows_as_busy_and_its_memory_is_not_read(shell, monkeypatch):
     engine = nbinfer.EchoInferenceEngine(ModelParams("x", model_kwargs={"token_s": 0.05}))
     engine.load()
     assert state_of(panel, "echo") == "ready"
-    monkeypatch.setattr(switchers.overview, "describe", None)
+    monkeypatch.setattr(switchers, "seen", None)
     stream = engine.stream("a b c d e f g h i j")
     next(stream)
     assert state_of(panel, "echo") == "busy"

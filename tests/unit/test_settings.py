@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbinfer import settings
+from nbinfer import settings, sizes
 from nbinfer.errors import ConfigurationError
 
 
@@ -41,15 +41,35 @@ def test_defaults():
 def test_the_default_budget_is_a_share_of_the_machine(monkeypatch, tmp_path):
     import psutil
 
-    monkeypatch.setattr(settings, "_limit_files", list)
+    monkeypatch.setattr(sizes, "_limit_files", list)
     assert settings.current().budget_bytes() == int(psutil.virtual_memory().total * 0.9)
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(settings, "_limit_files", lambda: [tmp_path / "none", limit])
+    monkeypatch.setattr(sizes, "_limit_files", lambda: [tmp_path / "none", limit])
     limit.write_text("max\n")
     assert settings.current().budget_bytes() == int(psutil.virtual_memory().total * 0.9)
     limit.write_text("1000000\n")
     assert settings.current().budget_bytes() == 900_000
     assert settings.configure(memory_budget_bytes="50%").budget_bytes() == 500_000
+
+
+@pytest.mark.parametrize(
+    ("given", "bytes_of_80_gb"),
+    [("90%", 72 * 10**9), (" 12.5 %", 10**10), ("20GB", 2 * 10**10), (10**9, 10**9)],
+)
+def test_the_budget_of_a_device(given, bytes_of_80_gb, monkeypatch):
+    assert settings.current().device_budget_bytes(80 * 10**9) == 72 * 10**9
+    assert settings.configure(device_memory_budget="999GB").device_budget_bytes(8) == 8
+    found = settings.configure(device_memory_budget=given)
+    assert found.device_budget_bytes(80 * 10**9) == bytes_of_80_gb
+    settings.reset()
+    monkeypatch.setenv("NBINFER_DEVICE_MEMORY_BUDGET", str(given))
+    assert settings.current() == found
+
+
+@pytest.mark.parametrize("given", ["0%", "101%", "nan%", "-1GB", "0", "much", True, None])
+def test_what_is_no_budget_of_a_device(given):
+    with pytest.raises(ConfigurationError, match="device_memory_budget must be a size above 0"):
+        settings.configure(device_memory_budget=given)
 
 
 def test_home(monkeypatch, tmp_path):
@@ -78,7 +98,7 @@ def test_home(monkeypatch, tmp_path):
     ],
 )
 def test_parse_size(text, size):
-    assert settings.parse_size(text) == size
+    assert sizes.parse_size(text) == size
 
 
 @pytest.mark.parametrize(
@@ -90,13 +110,13 @@ def test_parse_size(text, size):
 )
 def test_parse_size_refuses_nonsense(text):
     with pytest.raises(ConfigurationError, match="is no size"):
-        settings.parse_size(text)
+        sizes.parse_size(text)
 
 
 @given(st.text(max_size=40))
 def test_any_text_is_a_size_or_a_configuration_error(text):
     with contextlib.suppress(ConfigurationError):
-        assert settings.parse_size(text) >= 0
+        assert sizes.parse_size(text) >= 0
 
 
 def test_the_environment_wins_over_the_file_and_configure_over_both(monkeypatch):
