@@ -5,8 +5,8 @@
 16 and 64 chat prompts of 64 tokens: both engines are resident in processes of their own and asked
 in turn, so that a machine whose speed drifts slows both; the ratio is the median of the rounds'.
 The first round is not counted. Then, on nbinfer's alone: what a second cell takes beside its row's
-own latency, how long until the kernel is free after an interrupt, and two cells of 8 prompts at once
-against one after the other.
+own latency, how long until the kernel is free after an interrupt, and two cells of 8 prompts at
+once against one after the other.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .engines.llamacpp import LlamaCppInferenceEngine
     from .engines.native import NativeTextInferenceEngine
     from .engines.vllm import VLLMInferenceEngine
+    from .env_table import installed
     from .environments import install, uninstall
     from .errors import (
         ConfigurationError,
@@ -61,6 +62,7 @@ _HOMES = {
     "engines.llamacpp": ("LlamaCppInferenceEngine",),
     "engines.native": ("NativeTextInferenceEngine",),
     "engines.vllm": ("VLLMInferenceEngine",),
+    "env_table": ("installed",),
     "environments": ("install", "uninstall"),
     "overview": ("engines",),
     "errors": (
@@ -116,6 +118,7 @@ __all__ = [
     "conversations",
     "engines",
     "install",
+    "installed",
     "last",
     "load_ipython_extension",
     "manifest",

@@ -1,4 +1,4 @@
-"""``nbinfer demo|infer|install|uninstall|doctor``: thin over the functions that notebooks use."""
+"""``nbinfer demo|infer|install|...``: thin over the functions that notebooks use."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import NbinferError, RunInterrupted, brief_traceback
+from .notebook.arguments import install_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,13 +74,16 @@ def _parser() -> argparse.ArgumentParser:
     infer.set_defaults(run=_infer)
 
     install = commands.add_parser("install", help="an engine's own environment", allow_abbrev=False)
-    install.add_argument("name", help="native or llama-cpp-python")
-    install.add_argument("--reinstall", action="store_true", help="make it anew")
+    install.add_argument("name", help="vllm, native, llama-cpp-python, ... (nbinfer installed)")
+    install_options(install)
     install.set_defaults(run=_install)
 
     uninstall = commands.add_parser("uninstall", help="remove an engine's own environment")
     uninstall.add_argument("name")
     uninstall.set_defaults(run=_uninstall)
+
+    installed = commands.add_parser("installed", help="the engines' libraries, and where they are")
+    installed.set_defaults(run=_installed)
 
     doctor = commands.add_parser("doctor", help="what is installed, what works, what to do")
     doctor.set_defaults(run=_doctor)
@@ -152,7 +156,22 @@ def _install(options: argparse.Namespace) -> int:
     from .progress import Plain, Terminal
 
     shown = Terminal() if sys.stderr.isatty() else Plain()
-    print("\n".join(run_install(options.name, shown, reinstall=options.reinstall)))
+    done = run_install(
+        options.name,
+        shown,
+        reinstall=options.reinstall,
+        upgrade=options.upgrade,
+        dry_run=options.dry_run,
+        extras=options.extras,
+    )
+    print("\n".join(done))
+    return 0
+
+
+def _installed(_: argparse.Namespace) -> int:
+    from .env_table import installed
+
+    _show(installed())
     return 0
 
 

@@ -9,8 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import packages, settings
@@ -19,7 +20,7 @@ from .packages import Progress
 from .recipes import Recipe
 from .torch_build import torch_build
 
-__all__ = ["built_wheels", "disk_full", "fill", "python_in", "verify"]
+__all__ = ["built_wheels", "disk_full", "fill", "python_in", "resolve", "uv_install", "verify"]
 
 _IMPORT_S = 300.0
 _IMPORT = (
@@ -30,50 +31,94 @@ _IMPORT = (
 )
 
 
-def fill(wanted: Recipe, made: Path, began: float, say: Progress) -> None:
-    """Make an environment in a folder and install a recipe into it."""
-    name = wanted.name
-    if wanted.unavailable:
-        variable = "NBINFER_PYTHON_" + name.upper().replace("-", "_")
-        raise DownloadError(
-            f"{name} cannot be installed here: {wanted.unavailable}",
-            hint=f"Make an environment yourself and set {variable} to its Python.",
-        )
-    uv = packages.uv_binary(f"{name} cannot be installed")
-    requirements, note = list(wanted.requirements), wanted.minutes
-    extra: list[str] = []
-    if wanted.torch:
-        own = next((r for r in requirements if r.startswith("torch")), "torch")
-        say(f"installing {name}: choosing torch's build · 0 s")
-        build = torch_build(own)
-        extra += build.arguments
-        requirements += [build.constraint] if build.constraint else []
-        note = build.note or note
-    for setting in wanted.config_settings:
-        extra += ["--config-settings-package", setting]
-    python = python_in(made)
-    venv = [uv, "venv", "--relocatable", "--no-project", "--python", sys.executable, str(made)]
-    install = [uv, "pip", "install", "--no-progress", "--python", str(python)]
-    if wanted.overrides:
-        listed = made.with_name("overrides.txt")
-        listed.write_text("\n".join(wanted.overrides) + "\n", encoding="utf-8")
-        install += ["--overrides", str(listed)]
-    install += [*packages.find_links(), *extra, *requirements]
-    kept = built_wheels(wanted)
-    if kept.is_dir():
-        install += ["--find-links", str(kept)]
-    env = packages.environment()
-    # The environment that is meant is the one named, whatever the shell has activated.
-    for variable in ("VIRTUAL_ENV", "CONDA_PREFIX", *wanted.without_variables):
-        env.pop(variable, None)
-    prefix = f"installing {name}{f' ({note})' if note else ''}"
-    for command in (venv, install):
+def fill(
+    wanted: Recipe, made: Path, began: float, say: Progress, extras: Sequence[str] = ()
+) -> None:
+    """Make an environment in a folder and install a recipe and more into it."""
+    install, note = uv_install(wanted, made, extras, lambda line: say(f"{line} · 0 s"))
+    prefix = f"installing {wanted.name}{f' ({note})' if note else ''}"
+    env = _environment(wanted)
+    for command in (uv_venv(wanted, made), install):
         tell = _teller(prefix, began, say, "resolving" if command is install else "preparing")
         status, output = packages.run(command, tell, env=env)
         if status:
             raise _failed(wanted, output)
     if wanted.config_settings:
-        _keep_built(wanted, uv, kept, began)
+        _keep_built(wanted, install[0], built_wheels(wanted), began)
+
+
+def resolve(wanted: Recipe, extras: Sequence[str], say: Progress) -> dict[str, str]:
+    """What an installation would be, by distribution: its version. Nothing is left behind."""
+    with tempfile.TemporaryDirectory(prefix="nbinfer-") as folder:
+        made = Path(folder) / "env"
+        install, _ = uv_install(wanted, made, extras, say)
+        began = time.monotonic()
+        env = _environment(wanted)
+        for command in (uv_venv(wanted, made), [*install, "--dry-run"]):
+            tell = _teller(f"resolving {wanted.name}", began, say, "asking")
+            status, output = packages.run(command, tell, env=env)
+            if status:
+                raise _failed(wanted, output)
+    return dict(re.findall(r"^ \+ ([\w.-]+)==(\S+)", output, re.M))
+
+
+def uv_venv(wanted: Recipe, made: Path) -> list[str]:
+    """The command that makes an empty environment."""
+    uv = packages.uv_binary(f"{wanted.name} cannot be installed")
+    return [uv, "venv", "--relocatable", "--no-project", "--python", sys.executable, str(made)]
+
+
+def uv_install(
+    wanted: Recipe, made: Path, extras: Sequence[str], say: Progress
+) -> tuple[list[str], str]:
+    """The command that fills it, and what is said of it.
+
+    Raises
+    ------
+    DownloadError
+        For a recipe that is not for this platform.
+    """
+    name = wanted.name
+    if wanted.unavailable:
+        raise DownloadError(
+            f"{name} cannot be installed here: {wanted.unavailable}",
+            hint=f"Make an environment yourself and set {_variable(name)} to its Python.",
+        )
+    requirements, note = [*wanted.requirements, *extras], wanted.minutes
+    options: list[str] = []
+    if wanted.torch:
+        own = next((r for r in requirements if r.startswith("torch")), "torch")
+        say(f"installing {name}: choosing torch's build")
+        build = torch_build(own)
+        options += build.arguments
+        requirements += [build.constraint] if build.constraint else []
+        note = build.note or note
+    for setting in wanted.config_settings:
+        options += ["--config-settings-package", setting]
+    if wanted.index:
+        options += ["--index", wanted.index]
+    if wanted.overrides:
+        listed = made.with_name("overrides.txt")
+        listed.write_text("\n".join(wanted.overrides) + "\n", encoding="utf-8")
+        options += ["--overrides", str(listed)]
+    kept = built_wheels(wanted)
+    if kept.is_dir():
+        options += ["--find-links", str(kept)]
+    uv = packages.uv_binary(f"{name} cannot be installed")
+    install = [uv, "pip", "install", "--no-progress", "--python", str(python_in(made))]
+    return [*install, *packages.find_links(), *options, *requirements], note
+
+
+def _environment(wanted: Recipe) -> dict[str, str]:
+    env = packages.environment()
+    # The environment that is meant is the one named, whatever the shell has activated.
+    for variable in ("VIRTUAL_ENV", "CONDA_PREFIX", *wanted.without_variables):
+        env.pop(variable, None)
+    return env
+
+
+def _variable(name: str) -> str:
+    return "NBINFER_PYTHON_" + name.upper().replace("-", "_")
 
 
 def built_wheels(wanted: Recipe) -> Path:
@@ -158,8 +203,7 @@ def _failed(wanted: Recipe, output: str) -> DownloadError:
         "unknown": "The package index does not have it for this Python and platform. "
         "PIP_FIND_LINKS may name a folder with wheels.",
     }
-    variable = "NBINFER_PYTHON_" + name.upper().replace("-", "_")
-    own = f"Or make an environment yourself and set {variable} to its Python."
+    own = f"Or make an environment yourself and set {_variable(name)} to its Python."
     return DownloadError(
         f"{name} could not be installed ({', '.join(wanted.requirements)} with uv):\n"
         f"{packages.said(output, 12)}",

@@ -15,16 +15,16 @@ import importlib.util
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import env_build, packages, settings
+from . import env_build, env_changes, packages, settings
 from .errors import DownloadError, EngineNotInstalled
 from .packages import Progress
 from .recipes import RECIPES, Recipe, recipe
@@ -32,6 +32,7 @@ from .recipes import RECIPES, Recipe, recipe
 __all__ = [
     "Environment",
     "available",
+    "find",
     "folder",
     "in_kernel",
     "install",
@@ -63,6 +64,8 @@ class Environment:
         When, ISO 8601 in UTC.
     requirements : tuple of str
         The recipe's when it was made.
+    extras : tuple of str
+        What was installed beside them.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Environment:
     size_bytes: int
     created: str
     requirements: tuple[str, ...] = ()
+    extras: tuple[str, ...] = ()
 
 
 def folder(name: str) -> Path:
@@ -122,6 +126,8 @@ def available(name: str) -> str | None:
 
 def in_kernel(wanted: Recipe) -> bool:
     """Whether the kernel's own Python finds every module of a recipe, without importing one."""
+    if wanted.apart:
+        return False
     for module in wanted.modules:
         try:
             spec = importlib.util.find_spec(module)
@@ -131,6 +137,11 @@ def in_kernel(wanted: Recipe) -> bool:
         if spec is None or spec.origin is None:
             return False
     return True
+
+
+def find(name: str) -> Environment | None:
+    """The managed environment of this name, if it is complete."""
+    return _read(name)
 
 
 def installed() -> list[Environment]:
@@ -175,21 +186,33 @@ def uninstall(name: str) -> int:
     return freed
 
 
-def install(name: str, *, progress: Progress | None = None, reinstall: bool = False) -> Environment:
+def install(
+    name: str,
+    *,
+    progress: Progress | None = None,
+    reinstall: bool = False,
+    upgrade: bool = False,
+    extras: Sequence[str] = (),
+) -> Environment:
     """Make a recipe's environment with uv, unless it is there already.
 
     Several processes may ask at once: one installs and the others wait for it. What a killed
-    installation left is removed by the next.
+    installation left is removed by the next. An environment that is made anew takes the old
+    one's place when it is whole, and not before.
 
     Parameters
     ----------
     name : str
-        A key of ``RECIPES``: ``"native"``, ``"llama-cpp-python"``.
+        A key of ``RECIPES``: ``"vllm"``, ``"native"``, ``"llama-cpp-python"``, ...
     progress : callable, optional
         Called about twice a second with a line: the phase and the seconds it took. An
         exception from it ends the installation, and nothing is left.
     reinstall : bool, default False
         Make it anew although it is there.
+    upgrade : bool, default False
+        Make it anew where the index has newer versions that the recipe allows.
+    extras : sequence of str, default ()
+        Requirements to install beside the recipe's; they are kept from then on.
 
     Returns
     -------
@@ -199,7 +222,7 @@ def install(name: str, *, progress: Progress | None = None, reinstall: bool = Fa
     Raises
     ------
     ConfigurationError
-        For a name that is no recipe.
+        For a name that is no recipe, or extras that would overwrite an engine's library.
     DownloadError
         If no index is reachable, the disk is full, no compiler is there for what must be
         compiled, or what was installed cannot be imported. Nothing is put in place then.
@@ -212,10 +235,13 @@ def install(name: str, *, progress: Progress | None = None, reinstall: bool = Fa
         with packages.locked(_lock(target), waiting, say):
             _clear(target)
             found = _read(name)
-            same = found is not None and found.requirements == wanted.requirements
-            if found is not None and same and not reinstall and _runs(found.python):
+            wished = tuple(dict.fromkeys([*(found.extras if found else ()), *extras]))
+            serves = found is not None and not reinstall and _serves(found, wanted, wished)
+            if found is not None and serves and not (upgrade and _newer(found, wanted, say)):
                 return found
-            return _make(wanted, target, say)
+            if wished:
+                env_changes.refuse_overwriting(name, wished, env_build.resolve(wanted, wished, say))
+            return _make(wanted, target, say, wished)
     except OSError as error:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
             raise env_build.disk_full(name) from error
@@ -228,17 +254,28 @@ def install(name: str, *, progress: Progress | None = None, reinstall: bool = Fa
 # ------------------------------------------------------------------------ making one
 
 
-def _make(wanted: Recipe, target: Path, say: Progress) -> Environment:
+def _serves(found: Environment, wanted: Recipe, extras: tuple[str, ...]) -> bool:
+    same = found.requirements == wanted.requirements and found.extras == extras
+    return same and _runs(found.python)
+
+
+def _newer(found: Environment, wanted: Recipe, say: Progress) -> bool:
+    resolved = env_build.resolve(wanted, found.extras, say)
+    return bool(env_changes.newer(found.versions, resolved))
+
+
+def _make(wanted: Recipe, target: Path, say: Progress, extras: tuple[str, ...]) -> Environment:
     # Beside the target: a rename is atomic within one file system alone.
     work = Path(tempfile.mkdtemp(prefix=f".{wanted.name}-install-", dir=target.parent))
     try:
         made = work / "env"
         began = time.monotonic()
-        env_build.fill(wanted, made, began, say)
+        env_build.fill(wanted, made, began, say, extras)
         env_build.verify(wanted, made, began, say)
         manifest = {
             "recipe": wanted.name,
             "requirements": list(wanted.requirements),
+            "extras": list(extras),
             "python_version": platform.python_version(),
             "versions": _versions(made),
             "size_bytes": _size(made),
@@ -274,6 +311,7 @@ def _read(name: str) -> Environment | None:
             int(facts["size_bytes"]),
             str(facts["created"]),
             tuple(facts["requirements"]),
+            tuple(facts.get("extras", ())),
         )
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -298,8 +336,7 @@ def _clear(target: Path) -> None:
 def _versions(path: Path) -> dict[str, str]:
     places = [*path.glob("lib/python*/site-packages"), *path.glob("Lib/site-packages")]
     found = importlib.metadata.distributions(path=[str(p) for p in places])
-    named = ((re.sub(r"[-_.]+", "-", d.metadata["Name"]).lower(), d.version) for d in found)
-    return dict(sorted(named))
+    return dict(sorted((env_changes.canonical(d.metadata["Name"]), d.version) for d in found))
 
 
 def _size(path: Path, *, own: bool = False) -> int:

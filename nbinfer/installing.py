@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import environments, interrupts
+from . import env_build, environments, interrupts
 from .engines import registry
+from .env_changes import changed, newer, refuse_overwriting
+from .env_table import libraries
 from .errors import DownloadError, RunInterrupted
 from .progress import Reporter
 from .recipes import RECIPES, Recipe, recipe
 from .records import Stage
 from .residents import pool
+from .torch_build import gpu_vendor
 
 __all__ = ["installable", "run_install", "run_uninstall"]
 
@@ -23,8 +27,27 @@ def installable() -> list[str]:
     return list(RECIPES)
 
 
-def run_install(name: str, reporter: Reporter, *, reinstall: bool = False) -> list[str]:
+def run_install(
+    name: str,
+    reporter: Reporter,
+    *,
+    reinstall: bool = False,
+    upgrade: bool = False,
+    dry_run: bool = False,
+    extras: Sequence[str] = (),
+) -> list[str]:
     """Install, show the progress with a reporter, and return the lines to print.
+
+    Parameters
+    ----------
+    name : str
+        A recipe's name, or ``"llamacpp"``: its build for this machine's GPU, if it has one.
+    reporter : Reporter
+        Shows the progress.
+    dry_run : bool, default False
+        Change nothing, and say what would be installed.
+    reinstall, upgrade, extras
+        As :func:`nbinfer.environments.install` takes them.
 
     Raises
     ------
@@ -33,16 +56,16 @@ def run_install(name: str, reporter: Reporter, *, reinstall: bool = False) -> li
     RunInterrupted
         If the user stopped it; nothing is left then.
     """
+    name = _for_this_machine(name)
     if name not in RECIPES and name in registry.names():
         return [_in_base_install(name)]
     wanted = recipe(name)
-    if environments.in_kernel(wanted) and not reinstall:
+    if environments.in_kernel(wanted) and not (reinstall or upgrade or extras or dry_run):
         return [
             f"{name} is in the kernel's own environment already ({sys.executable}); "
             "--reinstall makes a managed one all the same"
         ]
-    lines = _unload(name) if reinstall else []
-    began = time.monotonic()
+    before = environments.find(name)
     with interrupts.guard() as guard, reporter as report:
 
         def say(line: str) -> None:
@@ -51,9 +74,47 @@ def run_install(name: str, reporter: Reporter, *, reinstall: bool = False) -> li
             # A reporter shows a clock of its own.
             report(Stage(line.rpartition(" · ")[0] or line))
 
-        found = environments.install(name, progress=say, reinstall=reinstall)
+        if dry_run:
+            return _planned(wanted, before, env_build.resolve(wanted, extras, say), extras)
+        if upgrade and before is not None:
+            wished = (*before.extras, *extras)
+            if not newer(before.versions, env_build.resolve(wanted, wished, say)):
+                what = _contents(wanted, before)
+                return [f"{name} is the newest that its recipe allows: {what}"]
+        anew = reinstall or upgrade
+        # What is replaced must not run; and what cannot be replaced, for its extras, is told first.
+        if extras:
+            refuse_overwriting(name, extras, env_build.resolve(wanted, extras, say))
+        lines = _unload(name) if anew or extras else []
+        began = time.monotonic()
+        found = environments.install(name, progress=say, reinstall=anew, extras=extras)
     new = time.monotonic() - began
-    return [*lines, f"{name} is installed: {_contents(wanted, found)}, {new:.0f} s"]
+    lines.append(f"{name} is installed: {_contents(wanted, found)}, {new:.0f} s")
+    return [*lines, *(changed(before.versions, found.versions) if before else ())]
+
+
+def _for_this_machine(name: str) -> str:
+    """The build of llama.cpp for the GPU that is here; other names are what they are."""
+    vendor = gpu_vendor() if name == "llamacpp" else ""
+    return {"nvidia": "llamacpp-cuda", "amd": "llamacpp-rocm"}.get(vendor, name)
+
+
+def _planned(
+    wanted: Recipe,
+    before: environments.Environment | None,
+    resolved: Mapping[str, str],
+    extras: Sequence[str],
+) -> list[str]:
+    refuse_overwriting(wanted.name, extras, resolved)
+    if before is None:
+        listed = ", ".join(f"{n} {v}" for n, v in sorted(resolved.items()))
+        return [f"{wanted.name} would be installed, {len(resolved)} packages: {listed}"]
+    different = newer(before.versions, resolved)
+    if not different:
+        return [f"{wanted.name} is installed, and nothing would change"]
+    return [f"{wanted.name} is installed; --upgrade would change:"] + [
+        f"  {n} {before.versions.get(n, 'none')} → {v}" for n, v in sorted(different.items())
+    ]
 
 
 def run_uninstall(name: str) -> list[str]:
@@ -93,9 +154,6 @@ def _in_base_install(name: str) -> str:
 
 
 def _contents(wanted: Recipe, found: environments.Environment) -> str:
-    first = {m.replace("_", "-") for m in wanted.modules} | {
-        r.partition("==")[0] for r in wanted.requirements
-    }
-    told = [f"{n} {v}" for n, v in sorted(found.versions.items(), reverse=True) if n in first]
     size = found.size_bytes
+    told = [libraries(wanted, found), *(f"with {one}" for one in found.extras)]
     return ", ".join([*told, f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.0f} MB"])

@@ -6,12 +6,13 @@ import difflib
 import platform
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from .checks import shown
 from .errors import ConfigurationError
 from .torch_build import gpu_vendor
 
-__all__ = ["RECIPES", "Recipe", "recipe"]
+__all__ = ["ACCELERATED", "RECIPES", "Recipe", "recipe", "rocm_release"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Recipe:
         Requirements in place of what the packages themselves ask for.
     unavailable : str, default ""
         Why it cannot be installed on this platform.
+    index : str, default ""
+        A package index that comes before the user's own.
+    apart : bool, default False
+        Whether the kernel's own environment never counts, although it has the modules.
     """
 
     name: str
@@ -53,6 +58,8 @@ class Recipe:
     minutes: str = ""
     overrides: tuple[str, ...] = ()
     unavailable: str = ""
+    index: str = ""
+    apart: bool = False
 
 
 def _llama_cpp_cmake(machine: str) -> str:
@@ -96,6 +103,32 @@ def _vllm(system: str, gpu: str) -> Recipe:
     )
 
 
+# Beside a driver of any newer CUDA; for ROCm by the installed release.
+_XLLAMACPP = "https://xorbitsai.github.io/xllamacpp/whl/"
+ACCELERATED = ("llamacpp-cuda", "llamacpp-rocm", "llamacpp-vulkan")
+
+
+def _llamacpp(name: str, what: str, index: str) -> Recipe:
+    """The recipe of a build of xllamacpp for GPUs, which only its own index has."""
+    return Recipe(
+        name,
+        modules=("xllamacpp",),
+        requirements=("xllamacpp>=2026.10",),
+        summary=f"llama.cpp for {what}",
+        index=_XLLAMACPP + index,
+        apart=True,
+    )
+
+
+def rocm_release(root: Path = Path("/opt/rocm")) -> str:
+    """Which of xllamacpp's two builds for ROCm: a build runs within its major version."""
+    try:
+        major = (root / ".info" / "version").read_text(encoding="ascii").partition(".")[0]
+    except (OSError, ValueError):
+        major = "7"
+    return "rocm-6.4.1" if major == "6" else "rocm-7.2.4"
+
+
 RECIPES = {
     made.name: made
     for made in (
@@ -129,6 +162,9 @@ RECIPES = {
             minutes="it compiles: 5 to 15 minutes",
         ),
         _vllm(sys.platform, gpu_vendor()),
+        _llamacpp("llamacpp-cuda", "NVIDIA GPUs (CUDA)", "cu128"),
+        _llamacpp("llamacpp-rocm", "AMD GPUs (ROCm)", rocm_release()),
+        _llamacpp("llamacpp-vulkan", "GPUs with Vulkan", "vulkan"),
     )
 }
 

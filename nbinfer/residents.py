@@ -42,8 +42,8 @@ class Plan:
         Called in the loading thread with a function that takes progress texts; returns the
         backend's load message and an estimate of the memory it will need, in bytes.
     python : callable
-        Called in the loading thread; returns the interpreter that has the engine's library, or
-        raises ``EngineNotInstalled``.
+        Called in the loading thread with a function that takes progress texts; returns the
+        interpreter that has the engine's library, or raises ``EngineNotInstalled``.
     recipe : str
         What to install where the library is missing, ``""`` for the base install.
     params : ModelParams, optional
@@ -54,7 +54,7 @@ class Plan:
     engine: str
     model: str
     backend: str
-    python: Callable[[], str]
+    python: Callable[[Callable[[str], None]], str]
     prepare: Callable[[Callable[[str], None]], tuple[dict[str, Any], int]]
     library: str = ""
     device: str = "cpu"
@@ -211,7 +211,7 @@ class Pool:
 
         try:
             # First: no model is fetched for an engine that is not there.
-            resident.python = resident.plan.python()
+            resident.python = resident.plan.python(stage)
             message, estimate = resident.plan.prepare(stage)
             resident.model_facts = message.get("facts", {})
             self._make_room(resident, estimate)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import sizes
-from .checks import Check, items, number, optional, shown, text, unknown_name
+from .checks import Check, boolean, items, number, optional, shown, text, unknown_name
 from .errors import ConfigurationError
 from .validation import Params, checked, known_names
 
@@ -113,6 +113,9 @@ class Settings(Params):
         ``NBINFER_DEFAULT_MODEL``.
     status_delay_s : float, default 0.5
         How long a run shows nothing. ``NBINFER_STATUS_DELAY_S``.
+    auto_install : bool, default False
+        Install a missing engine when it is first needed, without asking.
+        ``NBINFER_AUTO_INSTALL``: ``1`` or ``0``.
     aliases : mapping, default {}
         Models by names of your own: each a model's name, or a mapping of engines and of
         ``"gguf"`` and ``"safetensors"`` to one. No environment variable.
@@ -136,6 +139,7 @@ class Settings(Params):
     default_engine: str = checked("llamacpp", text())
     default_model: str = checked("smollm2-135m", text())
     status_delay_s: float = checked(0.5, number(0))
+    auto_install: bool = checked(False, boolean())
     aliases: Mapping[str, str | Mapping[str, str]] = checked(
         {}, Check("a mapping of names to models, or to mappings of engines or forms", _aliases)
     )
@@ -158,6 +162,12 @@ def _literal(value: str) -> Any:
         return value
 
 
+def _flag(value: str) -> Any:
+    """What people write into a variable that is on or off."""
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    return words.get(value.strip().lower(), value)
+
+
 _CHECKS: dict[str, Check] = {f.name: f.metadata["check"] for f in fields(Settings)}
 _ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
     "NBINFER_MEMORY_BUDGET": ("memory_budget_bytes", str),
@@ -167,6 +177,7 @@ _ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
     "NBINFER_DEFAULT_ENGINE": ("default_engine", str),
     "NBINFER_DEFAULT_MODEL": ("default_model", str),
     "NBINFER_STATUS_DELAY_S": ("status_delay_s", _literal),
+    "NBINFER_AUTO_INSTALL": ("auto_install", _flag),
 }
 # Tables of [tool.nbinfer] that other modules read.
 _OTHER_TABLES = {"python"}

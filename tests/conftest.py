@@ -33,8 +33,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     needed = set()
     for item in session.items:
-        values = getattr(getattr(item, "callspec", None), "params", {}).values()
-        needed |= {value for value in values if isinstance(value, str) and value in RECIPES}
+        if "engines" in item.path.parts:
+            values = getattr(getattr(item, "callspec", None), "params", {}).values()
+            needed |= {value for value in values if isinstance(value, str) and value in RECIPES}
         needed |= {name for mark in item.iter_markers("needs") for name in mark.args}
     for name in sorted(needed - set(os.environ.get(WITHOUT, "").split(","))):
         if environments.available(name) is None:

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import gguf, models, settings
+from .. import environments, gguf, models, settings
 from ..config import GenerationParams, ModelParams, RemoteParams
 from ..errors import ConfigurationError, LoadError, ModelNotFound
+from ..recipes import ACCELERATED
 from .llamacpp_options import BINDINGS, CACHE_TYPES, OPTIONS, check_options
 from .local import LocalEngine, physical_cores
 from .registry import Capabilities
@@ -99,6 +100,14 @@ class LlamaCppInferenceEngine(LocalEngine):
             model=able.model - {"adapters", "chat_template_kwargs"},
             features=able.features - {"continuous_batching"},
         )
+
+    def _python(self, progress: Callable[[str], None]) -> str:
+        """A build for GPUs comes before the base one, where the user has installed it."""
+        for name in ACCELERATED if self.binding == "xllamacpp" else ():
+            found = environments.available(name)
+            if found is not None:
+                return found
+        return super()._python(progress)
 
     def _params(self, given: GenerationParams | None) -> GenerationParams:
         params = super()._params(given)

@@ -9,7 +9,7 @@ import queue
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from .. import environments, interrupts, measure
+from .. import environments, interrupts, measure, settings
 from ..errors import RunInterrupted, UnsupportedParameter
 from ..records import Outcome, RowRequest
 from ..residents import Plan, Resident, pool
@@ -73,8 +73,13 @@ class LocalEngine(InferenceEngine):
             params=self.model_params,
         )
 
-    def _python(self) -> str:
-        return environments.python_for(self.recipe) if self.recipe else kernel_python()
+    def _python(self, progress: Callable[[str], None]) -> str:
+        """The interpreter that has the library; runs in the loading thread."""
+        if not self.recipe:
+            return kernel_python()
+        if settings.current().auto_install and environments.available(self.recipe) is None:
+            environments.install(self.recipe, progress=progress)
+        return environments.python_for(self.recipe)
 
     @property
     def resident(self) -> Resident | None:

@@ -13,7 +13,7 @@ from ..errors import ConfigurationError
 __all__ = ["Parser", "engine_parser", "infer_parser", "panel_parser", "split_line"]
 
 # What %engine does; completion offers the same.
-ACTIONS = ("use", "load", "unload", "restart", "logs", "install", "uninstall")
+ACTIONS = ("use", "load", "unload", "restart", "logs", "install", "uninstall", "installed")
 
 
 class Parser(argparse.ArgumentParser):
@@ -151,7 +151,11 @@ def _prompt_options(parser: Parser) -> None:
         metavar="NAME",
         help="a JSON Schema or pydantic model of the notebook; fills the column 'parsed'",
     )
-    add("--adapter", metavar="PATH", help="a LoRA adapter: a GGUF file for llamacpp, a PEFT folder for vllm")
+    add(
+        "--adapter",
+        metavar="PATH",
+        help="a LoRA adapter: a GGUF file for llamacpp, a PEFT folder for vllm",
+    )
     add(
         "--image",
         metavar="NAME|PATH",
@@ -179,7 +183,8 @@ def engine_parser() -> Parser:
         description=(
             "Without a word: what is resident. use: choose what a plain %%infer uses.\n"
             "load, unload, restart: as they say; unload without a name unloads everything.\n"
-            "logs: the engine's own output. install, uninstall: an engine's own environment."
+            "logs: the engine's own output. install, uninstall: an engine's own environment;\n"
+            "installed: which are there, and the disk that they take."
         ),
     )
     add = parser.add_argument
@@ -187,8 +192,24 @@ def engine_parser() -> Parser:
     add("name", nargs="?", metavar="NAME", help="engine (default: the one last chosen)")
     _model_options(parser)
     add("--lines", metavar="N", type=int, default=20, help="of the log (default 20)")
-    add("--reinstall", action="store_true", help="install: make the environment anew")
+    install_options(parser)
     return parser
+
+
+def install_options(parser: argparse.ArgumentParser) -> None:
+    """What ``%engine install`` and ``nbinfer install`` take."""
+    add = parser.add_argument
+    add("--reinstall", action="store_true", help="install: make the environment anew")
+    add("--upgrade", action="store_true", help="install: newer versions, where the recipe has any")
+    add("--dry-run", action="store_true", help="install: say what would change, and change nothing")
+    add(
+        "--with",
+        dest="extras",
+        metavar="REQUIREMENT",
+        action="append",
+        default=[],
+        help="install: another package beside it, refused where it would overwrite a library",
+    )
 
 
 def panel_parser() -> Parser:

@@ -96,6 +96,10 @@ class Commands:
         options = engine_parser().parse_line(line)
         if options.action is None:
             return overview.engines()
+        if options.action == "installed":
+            from ..env_table import installed
+
+            return installed()
         getattr(self, f"_engine_{options.action}")(options)
         return None
 
@@ -239,9 +243,15 @@ class Commands:
     def _engine_install(self, options: argparse.Namespace) -> None:
         from .. import installing
 
-        name = self._installable(options)
-        for line in installing.run_install(name, reporter(None), reinstall=options.reinstall):
-            print(visible(line))
+        done = installing.run_install(
+            self._installable(options),
+            reporter(None),
+            reinstall=options.reinstall,
+            upgrade=options.upgrade,
+            dry_run=options.dry_run,
+            extras=options.extras,
+        )
+        print("\n".join(map(visible, done)))
 
     def _engine_uninstall(self, options: argparse.Namespace) -> None:
         from .. import installing

@@ -6,6 +6,7 @@ import atexit
 import os
 import signal
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from traitlets.config import Config
 
 from nbinfer import EchoInferenceEngine, ModelParams
+from nbinfer.recipes import RECIPES, Recipe
 from nbinfer.residents import pool
 
 from ..shell import TestingShell
@@ -23,6 +25,45 @@ from ..shell import TestingShell
 def echo(name: str = "echo", **options: Any) -> EchoInferenceEngine:
     """An echo engine; ``options`` are its load parameters."""
     return EchoInferenceEngine(ModelParams(name, model_kwargs=options))
+
+
+TINY = Recipe("tiny", ("tinylib",), ("tinylib>=1",), "a library of one line")
+
+
+def wheel(
+    folder: Path, name: str, code: str = "", version: str = "1.0", requires: str = ""
+) -> None:
+    """A wheel: a zip with a module and its metadata."""
+    folder.mkdir(exist_ok=True)
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{name}.py", code)
+        archive.writestr(
+            f"{info}/METADATA",
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            + (f"Requires-Dist: {requires}\n" if requires else ""),
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(
+            f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n"
+        )
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty home, a recipe of one wheel in a folder, no index and no network."""
+    wheels = tmp_path / "wheels"
+    wheel(wheels, "tinylib")
+    monkeypatch.setenv("NBINFER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("UV_NO_INDEX", "1")
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    monkeypatch.setitem(RECIPES, "tiny", TINY)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
 
 
 def pid_of(engine: EchoInferenceEngine) -> int:

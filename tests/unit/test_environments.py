@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -36,41 +35,7 @@ from nbinfer.progress import Silent
 from nbinfer.recipes import RECIPES, Recipe
 from nbinfer.residents import pool
 
-from .conftest import interrupt_when
-
-TINY = Recipe("tiny", ("tinylib",), ("tinylib>=1",), "a library of one line")
-
-
-def wheel(folder: Path, name: str, code: str = "", version: str = "1.0") -> None:
-    """A wheel: a zip with a module and its metadata."""
-    folder.mkdir(exist_ok=True)
-    info = f"{name}-{version}.dist-info"
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
-        archive.writestr(f"{name}.py", code)
-        archive.writestr(
-            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        )
-        archive.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr(
-            f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n"
-        )
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """An empty home, a recipe of one wheel in a folder, no index and no network."""
-    wheels = tmp_path / "wheels"
-    wheel(wheels, "tinylib")
-    monkeypatch.setenv("NBINFER_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
-    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("UV_NO_INDEX", "1")
-    monkeypatch.setenv("UV_OFFLINE", "1")
-    monkeypatch.setitem(RECIPES, "tiny", TINY)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "home"
+from .conftest import TINY, interrupt_when, wheel
 
 
 def left(home: Path) -> list[str]:

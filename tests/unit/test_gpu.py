@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 import nbinfer
-from nbinfer import gpu, measure, settings
+from nbinfer import ModelParams, VLLMInferenceEngine, gpu, measure, settings
 from nbinfer.residents import pool
 
 from .conftest import echo, pid_of
@@ -269,14 +269,35 @@ def test_rows_and_tables_count_it_and_the_machines_budget_does_not(on_gpu):
     assert 3 * GB < pool.unload(resident) < 4 * GB
 
 
-def test_a_peak_on_the_device_is_seen(on_gpu, nvml, monkeypatch):
+@pytest.mark.parametrize(("seen", "most"), [([3, 9, 3], 9), ([3, None, 9], None), ([3, 3, 3], 3)])
+def test_a_peak_on_the_device(on_gpu, monkeypatch, seen, most):
     (resident,) = pool.residents()
-    held = iter([3 * GB, 9 * GB, 3 * GB])
-    monkeypatch.setattr(gpu, "process_tree_device_bytes", lambda pids: next(held))
+    held = iter(seen)
+    monkeypatch.setattr(gpu, "process_tree_device_bytes", lambda pids: (n := next(held)) and n * GB)
     sampler = measure.PeakSampler(pid_of(on_gpu), resident.seen)
-    for _ in range(3):
+    for _ in seen:
         sampler._look()
-    assert 9 * GB < sampler.peak_bytes < 10 * GB
+    if most is None:
+        assert sampler.peak_bytes == 0
+    else:
+        assert most * GB < sampler.peak_bytes < (most + 1) * GB
+
+
+def test_a_local_vllm_gets_its_share(on_gpu, tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (tmp_path / "model.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + b"0000"
+    )
+    shares = []
+    for kwargs in ({}, {"tensor_parallel_size": 2}):
+        params = ModelParams(str(tmp_path), model_kwargs=kwargs)
+        message, _ = VLLMInferenceEngine(params)._prepare(print)
+        shares.append(message["device_share"])
+    # 80 GB, of which 72 are the budget, 30 are in use, and 3 are ours.
+    assert shares == [0.612, 0.612]
+    settings.configure(device_memory_budget="43GB")
+    assert VLLMInferenceEngine(str(tmp_path))._prepare(print)[0]["device_share"] == 0.5
 
 
 def test_an_unknown_part_makes_the_whole_unknown(on_gpu, nvml):

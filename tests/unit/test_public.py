@@ -46,6 +46,7 @@ NAMES = [
     "conversations",
     "engines",
     "install",
+    "installed",
     "last",
     "load_ipython_extension",
     "manifest",
@@ -65,6 +66,7 @@ HEAVY = [
     "matplotlib",
     "numpy",
     "pandas",
+    "pynvml",
     "tokenizers",
     "torch",
     "transformers",
@@ -235,7 +237,15 @@ def test_a_run_imports_no_engine_into_the_kernel():
         "assert frame['output'][0] == 'a b'\n"
     )
     modules = loaded_by(code)
-    assert not modules & {"torch", "transformers", "vllm", "xllamacpp", "llama_cpp", "httpx"}
+    assert not modules & {
+        "torch",
+        "transformers",
+        "vllm",
+        "xllamacpp",
+        "llama_cpp",
+        "httpx",
+        "pynvml",
+    }
     assert not any(name.startswith("nbinfer.worker.backends.") for name in modules)
 
 

@@ -166,7 +166,14 @@ def test_the_two_commands_are_whole_and_on_one_line():
 
 def test_every_nbinfer_command_is_one():
     said = [shlex.split(text) for text in named(PROSE) if text.startswith("nbinfer ")]
-    assert {words[1] for words in said} == {"demo", "infer", "install", "uninstall", "doctor"}
+    assert {words[1] for words in said} == {
+        "demo",
+        "infer",
+        "install",
+        "uninstall",
+        "installed",
+        "doctor",
+    }
     for _, *words in said:
         assert callable(cli._parser().parse_args(words).run)
 
