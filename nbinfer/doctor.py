@@ -62,7 +62,10 @@ def _home() -> Iterator[Check]:
 
 
 def _engines() -> Iterator[Check]:
+    """Those of the base install; the others are ``_recipes``."""
     for spec in registry.specs():
+        if spec.name in RECIPES:
+            continue
         try:
             version = importlib.metadata.version(spec.library)
         except importlib.metadata.PackageNotFoundError:

@@ -23,7 +23,7 @@ from nbinfer import (
 from nbinfer.engines import llamacpp
 from nbinfer.residents import pool
 
-from .conftest import GREEDY
+from .conftest import GREEDY, installed
 
 PROMPT = "Write a haiku about the sea."
 
@@ -82,6 +82,21 @@ def test_adapter_model_is_on_by_default(tmp_path):
     with engine:
         adapted = engine.infer(PROMPT, GREEDY)["output"][0]
     assert adapted != plain.infer(PROMPT, GREEDY)["output"][0]
+
+
+@pytest.mark.needs("llama-cpp-python")
+def test_adapter_model_with_the_other_binding(tmp_path):
+    """The high-level Llama has one adapter for every request, and the same effect."""
+    installed("llama-cpp-python")
+    path = lora(tmp_path / "a.gguf", 1, 0.4)
+    answers = {}
+    for adapter in (None, path):
+        params = ModelParams(
+            adapter_model=adapter, model_kwargs={"n_ctx": 512, "binding": "llama-cpp-python"}
+        )
+        with LlamaCppInferenceEngine(params) as engine:
+            answers[adapter] = engine.infer(PROMPT, GREEDY)["output"][0]
+    assert answers[None] != answers[path]
 
 
 def test_a_missing_adapter_file():
