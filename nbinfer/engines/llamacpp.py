@@ -124,12 +124,6 @@ class LlamaCppInferenceEngine(LocalEngine):
             )
         return params
 
-    def _row_params(self, params: GenerationParams) -> dict[str, Any]:
-        values = super()._row_params(params)
-        if self.model_params.chat_template_kwargs:
-            values["chat_template_kwargs"] = dict(self.model_params.chat_template_kwargs)
-        return values
-
     def _adapters(self) -> list[tuple[str, str]]:
         declared = dict(self.model_params.adapters or {})
         single = self.model_params.adapter_model

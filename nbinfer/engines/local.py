@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from .. import environments, interrupts, measure, settings
+from ..config import GenerationParams
 from ..errors import RunInterrupted, UnsupportedParameter
 from ..records import Outcome, RowRequest
 from ..residents import Plan, Resident, pool
@@ -106,6 +107,12 @@ class LocalEngine(InferenceEngine):
     def unload(self) -> int:
         resident = self.resident
         return pool.unload(resident) if resident is not None else 0
+
+    def _row_params(self, params: GenerationParams) -> dict[str, Any]:
+        values = super()._row_params(params)
+        if self.model_params.chat_template_kwargs:
+            values["chat_template_kwargs"] = dict(self.model_params.chat_template_kwargs)
+        return values
 
     def memory(self) -> dict[str, int | None]:
         resident = self.resident

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import models, settings
-from ..config import GenerationParams, ModelParams, RemoteParams
+from ..config import GenerationParams, ModelParams
 from ..errors import ConfigurationError
 from .local import LocalEngine, physical_cores
 
@@ -64,17 +64,9 @@ class NativeTextInferenceEngine(LocalEngine):
         "bnb_4bit_use_double_quant",
     )
 
-    def __init__(
-        self,
-        model_params: ModelParams | str | None = None,
-        *,
-        generation_params: GenerationParams | None = None,
-        remote_params: RemoteParams | None = None,
-    ) -> None:
-        super().__init__(
-            model_params, generation_params=generation_params, remote_params=remote_params
-        )
-        _check_options(self.model_params.model_kwargs)
+    def _check_model(self, params: ModelParams) -> None:
+        super()._check_model(params)
+        _check_options(params.model_kwargs)
 
     def _check_generation(self, params: GenerationParams) -> None:
         super()._check_generation(params)
@@ -86,12 +78,6 @@ class NativeTextInferenceEngine(LocalEngine):
                         f"{getattr(params, name)!r}",
                         hint=f"leave out {name}, or num_beams",
                     )
-
-    def _row_params(self, params: GenerationParams) -> dict[str, Any]:
-        values = super()._row_params(params)
-        if self.model_params.chat_template_kwargs:
-            values["chat_template_kwargs"] = dict(self.model_params.chat_template_kwargs)
-        return values
 
     def _prepare(self, progress: Callable[[str], None]) -> tuple[dict[str, Any], int]:
         params = self.model_params

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from .. import gpu, models, settings
-from ..config import GenerationParams, ModelParams, RemoteParams
+from ..config import GenerationParams, ModelParams
 from ..errors import ConfigurationError, ModelNotFound
 from ..notices import notify
 from ..records import RowRequest
@@ -82,17 +82,9 @@ class VLLMInferenceEngine(LocalEngine):
         "n_threads",
     )
 
-    def __init__(
-        self,
-        model_params: ModelParams | str | None = None,
-        *,
-        generation_params: GenerationParams | None = None,
-        remote_params: RemoteParams | None = None,
-    ) -> None:
-        super().__init__(
-            model_params, generation_params=generation_params, remote_params=remote_params
-        )
-        _check_options(self.model_params.model_kwargs)
+    def _check_model(self, params: ModelParams) -> None:
+        super()._check_model(params)
+        _check_options(params.model_kwargs)
 
     # ------------------------------------------------------------------- adapters
 
@@ -124,8 +116,6 @@ class VLLMInferenceEngine(LocalEngine):
             rank = _adapter_rank(path)
             least = min(r for r in LORA_RANKS if r >= rank)
             values["adapter"] = {"name": params.adapter, "path": path, "rank": least}
-        if self.model_params.chat_template_kwargs:
-            values["chat_template_kwargs"] = dict(self.model_params.chat_template_kwargs)
         return values
 
     def plan(self) -> Plan:
