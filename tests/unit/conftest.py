@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import subprocess
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -25,6 +26,30 @@ from ..shell import TestingShell
 def echo(name: str = "echo", **options: Any) -> EchoInferenceEngine:
     """An echo engine; ``options`` are its load parameters."""
     return EchoInferenceEngine(ModelParams(name, model_kwargs=options))
+
+
+@pytest.fixture
+def mounted(tmp_path, monkeypatch):
+    """Mount a small file system as NBINFER_HOME; root's writes stop at no mode bits."""
+    places = []
+
+    def mount(*options: str) -> Path:
+        place = tmp_path / "mounted"
+        place.mkdir(exist_ok=True)
+        command = ["mount", "-t", "tmpfs", *options, "none", str(place)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            pytest.skip("there is no mount command")
+        if done.returncode:
+            pytest.skip(f"mounting is not permitted: {done.stderr.strip()}")
+        places.append(place)
+        monkeypatch.setenv("NBINFER_HOME", str(place))
+        return place
+
+    yield mount
+    for place in places:
+        subprocess.run(["umount", str(place)], check=True)
 
 
 TINY = Recipe("tiny", ("tinylib",), ("tinylib>=1",), "a library of one line")

@@ -80,6 +80,16 @@ def test_a_plan_changes_nothing(home, wheels):
     assert files(home) == before
 
 
+def test_a_full_disk_is_told_and_leaves_nothing(home, wheels, mounted):
+    place = mounted("-o", "size=3m")
+    wheel(wheels, "tinylib", f"DATA = {'x' * 4_000_000!r}", version="1.3")
+    with pytest.raises(DownloadError, match="not enough disk space to install tiny") as caught:
+        run()
+    assert "NBINFER_HOME" in caught.value.hint
+    assert environments.find("tiny") is None
+    assert [p.name for p in (place / "envs").iterdir() if p.is_dir()] == []
+
+
 # ----------------------------------------------------------------------------- extras
 
 

@@ -34,30 +34,6 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "home"
 
 
-@pytest.fixture
-def mounted(tmp_path, monkeypatch):
-    """Mount a small file system as NBINFER_HOME; root's writes stop at no mode bits."""
-    places = []
-
-    def mount(*options: str) -> Path:
-        place = tmp_path / "mounted"
-        place.mkdir(exist_ok=True)
-        command = ["mount", "-t", "tmpfs", *options, "none", str(place)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            pytest.skip("there is no mount command")
-        if done.returncode:
-            pytest.skip(f"mounting is not permitted: {done.stderr.strip()}")
-        places.append(place)
-        monkeypatch.setenv("NBINFER_HOME", str(place))
-        return place
-
-    yield mount
-    for place in places:
-        subprocess.run(["umount", str(place)], check=True)
-
-
 def remount_read_only(place: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
 
