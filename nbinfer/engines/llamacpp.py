@@ -101,13 +101,19 @@ class LlamaCppInferenceEngine(LocalEngine):
             features=able.features - {"continuous_batching"},
         )
 
-    def _python(self, progress: Callable[[str], None]) -> str:
-        """A build for GPUs comes before the base one, where the user has installed it."""
+    def _accelerated(self) -> str | None:
+        """The Python of a build for GPUs, where the user has installed one."""
         for name in ACCELERATED if self.binding == "xllamacpp" else ():
             found = environments.available(name)
             if found is not None:
                 return found
-        return super()._python(progress)
+        return None
+
+    def _device(self) -> str:
+        return "gpu" if self._accelerated() else "cpu"
+
+    def _python(self, progress: Callable[[str], None]) -> str:
+        return self._accelerated() or super()._python(progress)
 
     def _params(self, given: GenerationParams | None) -> GenerationParams:
         params = super()._params(given)

@@ -15,6 +15,7 @@ from ..errors import RunInterrupted, UnsupportedParameter
 from ..records import Outcome, RowRequest
 from ..residents import Plan, Resident, pool
 from ..run import LocalRun
+from ..torch_build import gpu_vendor
 from ..worker.host import Event, kernel_python
 from . import registry
 from .base import InferenceEngine
@@ -31,6 +32,7 @@ class LocalEngine(InferenceEngine):
 
     backend: str
     recipe: str = ""
+    computes_on_gpu: bool = False  # where there is one
 
     def execute(self, code: str) -> str | None:
         """Run Python beside the model, in its process: what ``%%engine_exec`` does.
@@ -70,9 +72,14 @@ class LocalEngine(InferenceEngine):
             python=self._python,
             prepare=self._prepare,
             library=registry.spec(self.name).library,
+            device=self._device(),
             recipe=self.recipe,
             params=self.model_params,
         )
+
+    def _device(self) -> str:
+        """Whose lease its runs take. The driver alone is looked for, so nothing is imported."""
+        return "gpu" if self.computes_on_gpu and gpu_vendor() else "cpu"
 
     def _python(self, progress: Callable[[str], None]) -> str:
         """The interpreter that has the library; runs in the loading thread."""

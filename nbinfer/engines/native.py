@@ -53,6 +53,7 @@ class NativeTextInferenceEngine(LocalEngine):
     name = "native"
     backend = "native"
     recipe = "native"
+    computes_on_gpu = True
     model_options = (
         "batch_size",
         "n_threads",

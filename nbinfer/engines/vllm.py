@@ -67,6 +67,7 @@ class VLLMInferenceEngine(LocalEngine):
     name = "vllm"
     backend = "vllm"
     recipe = "vllm"
+    computes_on_gpu = True
     model_options = (
         "gpu_memory_utilization",
         "tensor_parallel_size",

@@ -14,6 +14,8 @@ from nbinfer import (
     EchoInferenceEngine,
     LlamaCppInferenceEngine,
     ModelParams,
+    NativeTextInferenceEngine,
+    VLLMInferenceEngine,
     cli,
     env_build,
     env_changes,
@@ -260,14 +262,25 @@ def test_a_gpu_build_that_is_installed_comes_before_the_base_one(home, monkeypat
     """The kernel has xllamacpp too: that one is for the CPU."""
     engine = LlamaCppInferenceEngine()
     assert engine._python(lambda _: None) == nbinfer.environments.sys.executable
+    assert engine.plan().device == "cpu"
     monkeypatch.setitem(
         RECIPES, "llamacpp-vulkan", replace(TINY, name="llamacpp-vulkan", apart=True)
     )
     environments.install("llamacpp-vulkan")
     assert engine._python(lambda _: None) == environments.find("llamacpp-vulkan").python
+    assert engine.plan().device == "gpu"
     other = LlamaCppInferenceEngine(binding="llama-cpp-python")
     with pytest.raises(EngineNotInstalled):
         other._python(lambda _: None)
+
+
+@pytest.mark.parametrize(("vendor", "device"), [("nvidia", "gpu"), ("", "cpu")])
+def test_whose_lease_a_run_takes(monkeypatch, vendor, device):
+    """An engine on the GPU does not wait for one on the CPU."""
+    monkeypatch.setattr("nbinfer.engines.local.gpu_vendor", lambda: vendor)
+    assert VLLMInferenceEngine().plan().device == device
+    assert NativeTextInferenceEngine().plan().device == device
+    assert EchoInferenceEngine().plan().device == "cpu"
 
 
 @pytest.mark.parametrize(
