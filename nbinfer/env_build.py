@@ -9,18 +9,29 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import packages, settings
+from .env_store import python_in
 from .errors import DownloadError
 from .packages import Progress
 from .recipes import Recipe
 from .torch_build import torch_build
 
-__all__ = ["built_wheels", "disk_full", "fill", "python_in", "resolve", "uv_install", "verify"]
+__all__ = [
+    "asked",
+    "built_wheels",
+    "disk_full",
+    "environment",
+    "failed",
+    "fill",
+    "teller",
+    "uv_install",
+    "variable",
+    "verify",
+]
 
 _IMPORT_S = 300.0
 _IMPORT = (
@@ -37,29 +48,14 @@ def fill(
     """Make an environment in a folder and install a recipe and more into it."""
     install, note = uv_install(wanted, made, extras, lambda line: say(f"{line} · 0 s"))
     prefix = f"installing {wanted.name}{f' ({note})' if note else ''}"
-    env = _environment(wanted)
+    env = environment(wanted)
     for command in (uv_venv(wanted, made), install):
-        tell = _teller(prefix, began, say, "resolving" if command is install else "preparing")
+        tell = teller(prefix, began, say, "resolving" if command is install else "preparing")
         status, output = packages.run(command, tell, env=env)
         if status:
-            raise _failed(wanted, output)
+            raise failed(wanted, output)
     if wanted.config_settings:
         _keep_built(wanted, install[0], built_wheels(wanted), began)
-
-
-def resolve(wanted: Recipe, extras: Sequence[str], say: Progress) -> dict[str, str]:
-    """What an installation would be, by distribution: its version. Nothing is left behind."""
-    with tempfile.TemporaryDirectory(prefix="nbinfer-") as folder:
-        made = Path(folder) / "env"
-        install, _ = uv_install(wanted, made, extras, say)
-        began = time.monotonic()
-        env = _environment(wanted)
-        for command in (uv_venv(wanted, made), [*install, "--dry-run"]):
-            tell = _teller(f"resolving {wanted.name}", began, say, "asking")
-            status, output = packages.run(command, tell, env=env)
-            if status:
-                raise _failed(wanted, output)
-    return dict(re.findall(r"^ \+ ([\w.-]+)==(\S+)", output, re.M))
 
 
 def uv_venv(wanted: Recipe, made: Path) -> list[str]:
@@ -78,25 +74,36 @@ def uv_install(
     DownloadError
         For a recipe that is not for this platform.
     """
+    options, requirements, note = asked(wanted, made, extras, say)
+    uv = packages.uv_binary(f"{wanted.name} cannot be installed")
+    install = [uv, "pip", "install", "--no-progress", "--python", str(python_in(made))]
+    return [*install, *options, *requirements], note
+
+
+def asked(
+    wanted: Recipe, made: Path, extras: Sequence[str], say: Progress
+) -> tuple[list[str], list[str], str]:
+    """Options for uv, requirements, and what the user should know of them."""
     name = wanted.name
     if wanted.unavailable:
         raise DownloadError(
             f"{name} cannot be installed here: {wanted.unavailable}",
-            hint=f"Make an environment yourself and set {_variable(name)} to its Python.",
+            hint=f"Make an environment yourself and set {variable(name)} to its Python.",
         )
     requirements, note = [*wanted.requirements, *extras], wanted.minutes
-    options: list[str] = []
+    # uv takes what lies in a folder before what an index has, and PyPI's build of the library
+    # may lie there. An index of the recipe's own is asked first, whatever the user's strategy.
+    own = ["--index", wanted.index, "--index-strategy", "first-index"]
+    options = own if wanted.index else packages.find_links()
     if wanted.torch:
-        own = next((r for r in requirements if r.startswith("torch")), "torch")
+        pin = next((r for r in requirements if r.startswith("torch")), "torch")
         say(f"installing {name}: choosing torch's build")
-        build = torch_build(own)
+        build = torch_build(pin)
         options += build.arguments
         requirements += [build.constraint] if build.constraint else []
         note = build.note or note
     for setting in wanted.config_settings:
         options += ["--config-settings-package", setting]
-    if wanted.index:
-        options += ["--index", wanted.index]
     if wanted.overrides:
         listed = made.with_name("overrides.txt")
         listed.write_text("\n".join(wanted.overrides) + "\n", encoding="utf-8")
@@ -104,20 +111,22 @@ def uv_install(
     kept = built_wheels(wanted)
     if kept.is_dir():
         options += ["--find-links", str(kept)]
-    uv = packages.uv_binary(f"{name} cannot be installed")
-    install = [uv, "pip", "install", "--no-progress", "--python", str(python_in(made))]
-    return [*install, *packages.find_links(), *options, *requirements], note
+    return options, requirements, note
 
 
-def _environment(wanted: Recipe) -> dict[str, str]:
+def environment(wanted: Recipe) -> dict[str, str]:
+    """The environment for uv when it works for a recipe."""
     env = packages.environment()
     # The environment that is meant is the one named, whatever the shell has activated.
-    for variable in ("VIRTUAL_ENV", "CONDA_PREFIX", *wanted.without_variables):
-        env.pop(variable, None)
+    for name in ("VIRTUAL_ENV", "CONDA_PREFIX", *wanted.without_variables):
+        env.pop(name, None)
+    if wanted.index:
+        env.pop("UV_FIND_LINKS", None)
     return env
 
 
-def _variable(name: str) -> str:
+def variable(name: str) -> str:
+    """The variable by which a user names an interpreter of their own."""
     return "NBINFER_PYTHON_" + name.upper().replace("-", "_")
 
 
@@ -148,7 +157,9 @@ def _keep_built(wanted: Recipe, uv: str, folder: Path, began: float) -> None:
             part.replace(folder / newest.name)
 
 
-def _teller(prefix: str, began: float, say: Progress, first: str) -> Callable[[float, str], None]:
+def teller(prefix: str, began: float, say: Progress, first: str) -> Callable[[float, str], None]:
+    """What turns uv's words into lines of progress."""
+
     def tell(_: float, output: str) -> None:
         say(f"{prefix}: {_phase(output) or first} · {time.monotonic() - began:.0f} s")
 
@@ -191,19 +202,25 @@ def verify(wanted: Recipe, made: Path, began: float, say: Progress) -> None:
         )
 
 
-def _failed(wanted: Recipe, output: str) -> DownloadError:
+def failed(wanted: Recipe, output: str) -> DownloadError:
+    """The error for uv's words, with what to do about it."""
     name, cause = wanted.name, packages.cause(output)
     if cause == "disk":
         return disk_full(name)
+    own = f"Or make an environment yourself and set {variable(name)} to its Python."
+    reach = "No package index could be reached. Check the network and pip's or uv's index settings"
     hints = {
         "compiler": "It needs a C++ compiler: apt install build-essential (Debian, Ubuntu), "
         "xcode-select --install (macOS).",
-        "index": "No package index could be reached. Check the network and pip's or uv's index "
-        "settings, or set PIP_FIND_LINKS to a folder that holds the wheels.",
+        "index": f"{reach}, or set PIP_FIND_LINKS to a folder that holds the wheels.",
+        "torch": "That build of torch is on PyTorch's own CPU index alone. Let it be reached, or "
+        "put the wheel into a folder and set PIP_FIND_LINKS to it.",
         "unknown": "The package index does not have it for this Python and platform. "
         "PIP_FIND_LINKS may name a folder with wheels.",
     }
-    own = f"Or make an environment yourself and set {_variable(name)} to its Python."
+    if wanted.index:
+        hints["index"] = f"Its wheels are at {wanted.index} alone. {own}"
+        hints["unknown"] = f"{wanted.index} has it for other Pythons or platforms. {own}"
     return DownloadError(
         f"{name} could not be installed ({', '.join(wanted.requirements)} with uv):\n"
         f"{packages.said(output, 12)}",
@@ -218,8 +235,3 @@ def disk_full(name: str) -> DownloadError:
         hint="Free some there and in uv's cache (uv cache prune), or set NBINFER_HOME to a "
         "folder on another disk.",
     )
-
-
-def python_in(path: Path) -> Path:
-    """The interpreter of the environment in a folder."""
-    return path / ("Scripts/python.exe" if os.name == "nt" else "bin/python")

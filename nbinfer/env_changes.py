@@ -5,14 +5,45 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from .checks import shown
 from .errors import ConfigurationError
 
-__all__ = ["canonical", "changed", "newer", "refuse_overwriting"]
+__all__ = ["canonical", "changed", "check_extras", "newer", "refuse_overwriting"]
+
+
+def check_extras(extras: Sequence[str]) -> None:
+    """Refuse what is no requirement, and what may not be written down.
+
+    Raises
+    ------
+    ConfigurationError
+        For an option in place of a requirement, or an address that holds a user or a password.
+    """
+    if isinstance(extras, str):
+        raise ConfigurationError(f"extras must be a list of requirements, not {shown(extras)}")
+    for one in extras:
+        if not one.strip() or one.lstrip().startswith("-") or "\n" in one:
+            raise ConfigurationError(
+                f"{shown(one)} is no requirement", hint="for example: --with 'plugin>=2'"
+            )
+        if re.search(r"https?://[^/@\s]+@|://[^/@\s]*:[^/@\s]*@", one):
+            raise ConfigurationError(
+                "a requirement's address may hold no user and no password: it is kept with the "
+                "environment, and shown",
+                hint="give them to uv by ~/.netrc, or as an index in UV_INDEX",
+            )
 
 
 def newer(versions: Mapping[str, str], resolved: Mapping[str, str]) -> dict[str, str]:
-    """What would be another version than it is, or is not there: by distribution, the version."""
-    return {n: v for n, v in resolved.items() if versions.get(canonical(n)) != v}
+    """What would be another version than it is, or is not there: by distribution, the version.
+
+    A version that is not known before it is built, ``""``, counts as the one that is there.
+    """
+    return {
+        n: v
+        for n, v in resolved.items()
+        if canonical(n) not in versions or (v and versions[canonical(n)] != v)
+    }
 
 
 # Distributions that hold the same module: installed together, one overwrites the other's files.
@@ -45,11 +76,11 @@ def refuse_overwriting(name: str, extras: Sequence[str], resolved: Mapping[str, 
 
 
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """A line for each distribution that another version has taken the place of, or that is new."""
+    """A line for each distribution that is new, gone, or another version than it was."""
     return [
-        f"  {name} {before.get(name, 'none')} → {version}"
-        for name, version in sorted(now.items())
-        if before.get(name) != version
+        f"  {name} {before.get(name, 'none')} → {now.get(name, 'none')}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import environments, settings
@@ -60,24 +61,35 @@ def _row(name: str) -> dict[str, Any]:
     if chosen is not None:
         return {"name": name, "where": "own", "python": chosen}
     if environments.in_kernel(wanted):
-        return {"name": name, "where": "kernel", "python": sys.executable}
+        there = libraries(wanted, _in_kernel(wanted)) or None
+        return {"name": name, "where": "kernel", "version": there, "python": sys.executable}
     if found is None:
         return {"name": name, "where": "not installed"}
     return {
         "name": name,
         "where": "managed",
-        "version": libraries(wanted, found),
+        "version": libraries(wanted, found.versions),
         "python": found.python,
         "size_bytes": found.size_bytes,
         "created": found.created,
     }
 
 
-def libraries(wanted: Recipe, found: environments.Environment) -> str:
+def _in_kernel(wanted: Recipe) -> dict[str, str]:
+    found = {}
+    for name in _first(wanted):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def libraries(wanted: Recipe, versions: Mapping[str, str]) -> str:
     """Names and versions of what a recipe asks for by name."""
-    first = {m.replace("_", "-") for m in wanted.modules} | {
+    first = _first(wanted)
+    return ", ".join(f"{n} {v}" for n, v in sorted(versions.items(), reverse=True) if n in first)
+
+
+def _first(wanted: Recipe) -> set[str]:
+    return {m.replace("_", "-") for m in wanted.modules} | {
         r.partition("==")[0] for r in wanted.requirements
     }
-    return ", ".join(
-        f"{n} {v}" for n, v in sorted(found.versions.items(), reverse=True) if n in first
-    )

@@ -7,24 +7,16 @@ with its interpreter.
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import errno
-import importlib.metadata
 import importlib.util
-import json
-import os
-import platform
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from . import env_build, env_changes, packages, settings
+from . import env_build, env_changes, env_plan, env_store, packages, settings
+from .env_store import Environment, folder
 from .errors import DownloadError, EngineNotInstalled
 from .packages import Progress
 from .recipes import RECIPES, Recipe, recipe
@@ -40,47 +32,6 @@ __all__ = [
     "python_for",
     "uninstall",
 ]
-
-_MANIFEST = "nbinfer.json"
-
-
-@dataclass(frozen=True)
-class Environment:
-    """A managed environment.
-
-    Attributes
-    ----------
-    name : str
-        Its recipe.
-    path : pathlib.Path
-        Its folder.
-    python : str
-        Its interpreter.
-    versions : dict of str to str
-        Every distribution in it.
-    size_bytes : int
-        Its files together. What they share with uv's cache is counted too.
-    created : str
-        When, ISO 8601 in UTC.
-    requirements : tuple of str
-        The recipe's when it was made.
-    extras : tuple of str
-        What was installed beside them.
-    """
-
-    name: str
-    path: Path
-    python: str
-    versions: dict[str, str]
-    size_bytes: int
-    created: str
-    requirements: tuple[str, ...] = ()
-    extras: tuple[str, ...] = ()
-
-
-def folder(name: str) -> Path:
-    """Where a recipe's environment is or would be. Nothing is made."""
-    return settings.home() / "envs" / name
 
 
 def python_for(name: str) -> str:
@@ -108,7 +59,7 @@ def python_for(name: str) -> str:
         return chosen
     if in_kernel(wanted):
         return sys.executable
-    found = _read(name)
+    found = env_store.read(name)
     if found is not None:
         return found.python
     raise EngineNotInstalled(
@@ -141,12 +92,12 @@ def in_kernel(wanted: Recipe) -> bool:
 
 def find(name: str) -> Environment | None:
     """The managed environment of this name, if it is complete."""
-    return _read(name)
+    return env_store.read(name)
 
 
 def installed() -> list[Environment]:
     """The managed environments that are complete, by name."""
-    found = (_read(name) for name in sorted(RECIPES))
+    found = (env_store.read(name) for name in sorted(RECIPES))
     return [one for one in found if one is not None]
 
 
@@ -172,18 +123,11 @@ def uninstall(name: str) -> int:
     if not target.parent.is_dir():
         return 0
     try:
-        with packages.locked(_lock(target), f"waiting for {name}", lambda _: None):
-            _clear(target)
-            if not target.exists():
-                return 0
-            freed = _size(target, own=True)
-            # Out of its place first, so that a removal cut short leaves nothing half there.
-            doomed = Path(tempfile.mkdtemp(prefix=f".{name}-install-", dir=target.parent))
-            target.replace(doomed / "old")
-            shutil.rmtree(doomed)
+        with packages.locked(env_store.lock(target), f"waiting for {name}", lambda _: None):
+            env_store.clear(target)
+            return env_store.remove(target) if target.exists() else 0
     except OSError as error:
         raise DownloadError(f"{target} cannot be removed: {error.strerror or error}") from error
-    return freed
 
 
 def install(
@@ -228,20 +172,13 @@ def install(
         compiled, or what was installed cannot be imported. Nothing is put in place then.
     """
     wanted, target = recipe(name), folder(name)
+    env_changes.check_extras(extras)
     say = progress or (lambda _: None)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         waiting = f"waiting for another process that installs {name}"
-        with packages.locked(_lock(target), waiting, say):
-            _clear(target)
-            found = _read(name)
-            wished = tuple(dict.fromkeys([*(found.extras if found else ()), *extras]))
-            serves = found is not None and not reinstall and _serves(found, wanted, wished)
-            if found is not None and serves and not (upgrade and _newer(found, wanted, say)):
-                return found
-            if wished:
-                env_changes.refuse_overwriting(name, wished, env_build.resolve(wanted, wished, say))
-            return _make(wanted, target, say, wished)
+        with packages.locked(env_store.lock(target), waiting, say):
+            return _install(wanted, target, say, reinstall, upgrade, extras)
     except OSError as error:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
             raise env_build.disk_full(name) from error
@@ -254,97 +191,44 @@ def install(
 # ------------------------------------------------------------------------ making one
 
 
-def _serves(found: Environment, wanted: Recipe, extras: tuple[str, ...]) -> bool:
-    same = found.requirements == wanted.requirements and found.extras == extras
-    return same and _runs(found.python)
+def _install(
+    wanted: Recipe,
+    target: Path,
+    say: Progress,
+    reinstall: bool,
+    upgrade: bool,
+    extras: Sequence[str],
+) -> Environment:
+    """The same, with the lock held."""
+    env_store.clear(target)
+    found = env_store.read(wanted.name)
+    wished = tuple(dict.fromkeys([*(found.extras if found else ()), *extras]))
+    if found is not None and not reinstall:
+        serves = found.is_for(wanted, wished) and env_store.runs(found.python)
+        if serves and not (upgrade and _newer(found, wanted, say)):
+            return found
+    if wished:
+        planned = env_plan.resolve(wanted, wished, say).versions
+        env_changes.refuse_overwriting(wanted.name, wished, planned)
+    return _make(wanted, target, say, wished)
 
 
 def _newer(found: Environment, wanted: Recipe, say: Progress) -> bool:
-    resolved = env_build.resolve(wanted, found.extras, say)
-    return bool(env_changes.newer(found.versions, resolved))
+    resolved = env_plan.resolve(wanted, found.extras, say)
+    return bool(env_changes.newer(found.versions, resolved.versions))
 
 
 def _make(wanted: Recipe, target: Path, say: Progress, extras: tuple[str, ...]) -> Environment:
-    # Beside the target: a rename is atomic within one file system alone.
-    work = Path(tempfile.mkdtemp(prefix=f".{wanted.name}-install-", dir=target.parent))
+    work = env_store.workplace(target)
     try:
         made = work / "env"
         began = time.monotonic()
         env_build.fill(wanted, made, began, say, extras)
         env_build.verify(wanted, made, began, say)
-        manifest = {
-            "recipe": wanted.name,
-            "requirements": list(wanted.requirements),
-            "extras": list(extras),
-            "python_version": platform.python_version(),
-            "versions": _versions(made),
-            "size_bytes": _size(made),
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
-        (made / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        if target.exists():
-            target.replace(work / "old")
-        made.replace(target)
+        env_store.write(wanted, made, extras)
+        env_store.put_in_place(made, target, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    found = _read(wanted.name)
+    found = env_store.read(wanted.name)
     assert found is not None
     return found
-
-
-# --------------------------------------------------------------------- what is there
-
-
-def _read(name: str) -> Environment | None:
-    """The environment in its place, if it is complete: cheap, and nothing is started."""
-    path = folder(name)
-    python = env_build.python_in(path)
-    try:
-        facts = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        if not python.is_file() or not os.access(python, os.X_OK):
-            return None  # its base interpreter is gone
-        return Environment(
-            name,
-            path,
-            str(python),
-            dict(facts["versions"]),
-            int(facts["size_bytes"]),
-            str(facts["created"]),
-            tuple(facts["requirements"]),
-            tuple(facts.get("extras", ())),
-        )
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _runs(python: str) -> bool:
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        done = subprocess.run([python, "-I", "-c", ""], capture_output=True, timeout=30)
-        return done.returncode == 0
-    return False
-
-
-def _lock(target: Path) -> Path:
-    return target.parent / f".{target.name}.lock"
-
-
-def _clear(target: Path) -> None:
-    for left in target.parent.glob(f".{target.name}-install-*"):
-        packages.remove_leftover(left)
-
-
-def _versions(path: Path) -> dict[str, str]:
-    places = [*path.glob("lib/python*/site-packages"), *path.glob("Lib/site-packages")]
-    found = importlib.metadata.distributions(path=[str(p) for p in places])
-    return dict(sorted((env_changes.canonical(d.metadata["Name"]), d.version) for d in found))
-
-
-def _size(path: Path, *, own: bool = False) -> int:
-    """Bytes of the files; ``own`` leaves out those that are also elsewhere (uv's cache)."""
-    total = 0
-    for parent, _, names in os.walk(path):
-        for name in names:
-            with contextlib.suppress(OSError):
-                found = (Path(parent) / name).lstat()
-                total += 0 if own and found.st_nlink > 1 else found.st_size
-    return total

@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from . import env_build, environments, interrupts
+from . import env_plan, environments, interrupts, packages, settings
 from .engines import registry
-from .env_changes import changed, newer, refuse_overwriting
+from .env_changes import changed, check_extras, newer, refuse_overwriting
+from .env_plan import Resolved
 from .env_table import libraries
 from .errors import DownloadError, RunInterrupted
+from .notebook.text import format_bytes
 from .progress import Reporter
-from .recipes import RECIPES, Recipe, recipe
+from .recipes import ACCELERATED, RECIPES, Recipe, recipe
 from .records import Stage
 from .residents import pool
 from .torch_build import gpu_vendor
@@ -60,37 +62,52 @@ def run_install(
     if name not in RECIPES and name in registry.names():
         return [_in_base_install(name)]
     wanted = recipe(name)
-    if environments.in_kernel(wanted) and not (reinstall or upgrade or extras or dry_run):
-        return [
-            f"{name} is in the kernel's own environment already ({sys.executable}); "
-            "--reinstall makes a managed one all the same"
-        ]
+    check_extras(extras)
+    elsewhere = _elsewhere(wanted)
+    if elsewhere and not reinstall:
+        return [f"{name} is {elsewhere}; --reinstall makes a managed environment all the same"]
     before = environments.find(name)
     with interrupts.guard() as guard, reporter as report:
-
-        def say(line: str) -> None:
-            if guard.take():
-                raise RunInterrupted(f"the installation of {name} was stopped; nothing is left")
-            # A reporter shows a clock of its own.
-            report(Stage(line.rpartition(" · ")[0] or line))
-
-        if dry_run:
-            return _planned(wanted, before, env_build.resolve(wanted, extras, say), extras)
-        if upgrade and before is not None:
-            wished = (*before.extras, *extras)
-            if not newer(before.versions, env_build.resolve(wanted, wished, say)):
-                what = _contents(wanted, before)
-                return [f"{name} is the newest that its recipe allows: {what}"]
+        say = _stoppable(name, guard, report)
+        wished = tuple(dict.fromkeys([*(before.extras if before else ()), *extras]))
+        if dry_run or upgrade or extras:
+            planned = env_plan.resolve(wanted, wished, say)
+            refuse_overwriting(name, wished, planned.versions)
+            told = _told(wanted, before, planned, wished, dry_run=dry_run)
+            if told and (dry_run or not reinstall):
+                return told
         anew = reinstall or upgrade
-        # What is replaced must not run; and what cannot be replaced, for its extras, is told first.
-        if extras:
-            refuse_overwriting(name, extras, env_build.resolve(wanted, extras, say))
-        lines = _unload(name) if anew or extras else []
+        # What is replaced must not run.
+        lines = [] if not anew and before and before.is_for(wanted, wished) else _unload(name)
         began = time.monotonic()
         found = environments.install(name, progress=say, reinstall=anew, extras=extras)
-    new = time.monotonic() - began
-    lines.append(f"{name} is installed: {_contents(wanted, found)}, {new:.0f} s")
+    spent = time.monotonic() - began
+    lines.append(f"{name} is installed: {_contents(wanted, found)}, {spent:.0f} s")
+    if elsewhere:
+        lines.append(f"it is not used as long as {name} is {elsewhere}")
     return [*lines, *(changed(before.versions, found.versions) if before else ())]
+
+
+def _stoppable(name: str, guard: interrupts.Guard, report: Reporter) -> packages.Progress:
+    """What shows a line of progress, and ends the work where the user has asked for that."""
+
+    def say(line: str) -> None:
+        if guard.take():
+            raise RunInterrupted(f"the installation of {name} was stopped; nothing is left")
+        # A reporter shows a clock of its own.
+        report(Stage(line.rpartition(" · ")[0] or line))
+
+    return say
+
+
+def _elsewhere(wanted: Recipe) -> str:
+    """Where a library is that comes before a managed environment, in words; ``""`` for nowhere."""
+    chosen = settings.python_of(wanted.name)
+    if chosen is not None:
+        return f"taken from the Python that you have chosen for it already ({chosen})"
+    if environments.in_kernel(wanted):
+        return f"in the kernel's own environment already ({sys.executable})"
+    return ""
 
 
 def _for_this_machine(name: str) -> str:
@@ -99,28 +116,59 @@ def _for_this_machine(name: str) -> str:
     return {"nvidia": "llamacpp-cuda", "amd": "llamacpp-rocm"}.get(vendor, name)
 
 
-def _planned(
+_LARGE = 10_000_000
+
+
+def _told(
     wanted: Recipe,
     before: environments.Environment | None,
-    resolved: Mapping[str, str],
-    extras: Sequence[str],
+    planned: Resolved,
+    wished: Sequence[str],
+    *,
+    dry_run: bool,
 ) -> list[str]:
-    refuse_overwriting(wanted.name, extras, resolved)
+    """What is said in place of installing: of a dry run, or that there is nothing newer."""
+    name, versions = wanted.name, planned.versions
     if before is None:
-        listed = ", ".join(f"{n} {v}" for n, v in sorted(resolved.items()))
-        return [f"{wanted.name} would be installed, {len(resolved)} packages: {listed}"]
-    different = newer(before.versions, resolved)
+        return _first_time(name, planned) if dry_run else []
+    different = newer(before.versions, versions)
+    current = before.is_for(wanted, wished)
+    if not dry_run:
+        newest = f"{name} is the newest that its recipe allows: {_contents(wanted, before)}"
+        return [newest] if current and not different else []
     if not different:
-        return [f"{wanted.name} is installed, and nothing would change"]
-    return [f"{wanted.name} is installed; --upgrade would change:"] + [
-        f"  {n} {before.versions.get(n, 'none')} → {v}" for n, v in sorted(different.items())
+        return [f"{name} is installed, and nothing would change"]
+    how = "--upgrade would change" if current else "this would change"
+    total = _to_fetch(planned, list(different))
+    return [f"{name} is installed; {how}, {total}:"] + [
+        f"  {n} {before.versions.get(n, 'none')} → {v or '?'}" for n, v in sorted(different.items())
     ]
+
+
+def _first_time(name: str, planned: Resolved) -> list[str]:
+    large = {n: format_bytes(s) for n, s in planned.sizes.items() if s >= _LARGE}
+    listed = [
+        f"{n} {v}".rstrip() + (f" ({large[n]})" if n in large else "")
+        for n, v in sorted(planned.versions.items())
+    ]
+    total = _to_fetch(planned, list(planned.versions))
+    return [f"{name} would be installed, packages: {len(listed)}, {total}", ", ".join(listed)]
+
+
+def _to_fetch(planned: Resolved, names: list[str]) -> str:
+    """Bytes that would be fetched, of the sizes that the index tells."""
+    known = [planned.sizes[n] for n in names if n in planned.sizes]
+    unknown = len(names) - len(known)
+    told = f"{format_bytes(sum(known))} to fetch, less what uv's cache has"
+    return told + (f", and {unknown} of unknown size" if unknown else "")
 
 
 def run_uninstall(name: str) -> list[str]:
     """Uninstall, after unloading what runs there; returns the lines to print."""
     if name not in RECIPES and name in registry.names():
-        return [f"{name} is part of nbinfer's own install; there is nothing to remove"]
+        line = f"{name} is part of nbinfer's own install; there is nothing to remove"
+        builds = [n for n in ACCELERATED if name == "llamacpp" and environments.find(n)]
+        return [line, *(f"its build for GPUs is removed by %engine uninstall {n}" for n in builds)]
     recipe(name)
     lines = _unload(name)
     if not environments.folder(name).exists():
@@ -154,6 +202,5 @@ def _in_base_install(name: str) -> str:
 
 
 def _contents(wanted: Recipe, found: environments.Environment) -> str:
-    size = found.size_bytes
-    told = [libraries(wanted, found), *(f"with {one}" for one in found.extras)]
-    return ", ".join([*told, f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.0f} MB"])
+    told = [libraries(wanted, found.versions), *(f"with {one}" for one in found.extras)]
+    return ", ".join([*told, format_bytes(found.size_bytes)])

@@ -39,6 +39,7 @@ _CAUSES = {
     "index": r"error sending request|dns error|tcp connect error|[Cc]onnection (?:refused|reset)"
     r"|[Nn]etwork (?:connectivity is|was|is) (?:disabled|unreachable)|Request failed after"
     r"|Failed to fetch|operation timed out",
+    "torch": r"no version of torch==[\d.]+\+cpu",
     "unknown": r"was not found in the (?:package registry|provided package locations)",
 }
 
@@ -191,5 +192,5 @@ def said(output: str, lines: int = 8) -> str:
 
 
 def cause(output: str) -> str:
-    """Why uv failed: ``"disk"``, ``"compiler"``, ``"index"``, ``"unknown"`` package or ``""``."""
+    """Why uv failed: a key of ``_CAUSES``, or ``""``."""
     return next((name for name, pattern in _CAUSES.items() if re.search(pattern, output)), "")

@@ -63,6 +63,8 @@ def torch_build(requirement: str = "torch") -> TorchBuild:
         return TorchBuild(constraint=f"torch=={version}")
     if index_answers():
         return TorchBuild(("--torch-backend=cpu",))
+    if exact:  # whose own library asks for the CPU build may have it from an index of the user's
+        return TorchBuild(note="PyTorch's index, which has torch's CPU build, cannot be reached")
     return TorchBuild(
         note="PyTorch's index cannot be reached, so torch is the CUDA build: gigabytes"
     )

@@ -101,19 +101,15 @@ class LlamaCppInferenceEngine(LocalEngine):
             features=able.features - {"continuous_batching"},
         )
 
-    def _accelerated(self) -> str | None:
-        """The Python of a build for GPUs, where the user has installed one."""
+    def _recipe(self) -> str:
+        """A build for GPUs comes first, where the user has installed one."""
         for name in ACCELERATED if self.binding == "xllamacpp" else ():
-            found = environments.available(name)
-            if found is not None:
-                return found
-        return None
+            if environments.available(name) is not None:
+                return name
+        return self.recipe
 
     def _device(self) -> str:
-        return "gpu" if self._accelerated() else "cpu"
-
-    def _python(self, progress: Callable[[str], None]) -> str:
-        return self._accelerated() or super()._python(progress)
+        return "gpu" if self._recipe() in ACCELERATED else "cpu"
 
     def _params(self, given: GenerationParams | None) -> GenerationParams:
         params = super()._params(given)

@@ -73,7 +73,7 @@ class LocalEngine(InferenceEngine):
             prepare=self._prepare,
             library=registry.spec(self.name).library,
             device=self._device(),
-            recipe=self.recipe,
+            recipe=self._recipe(),
             params=self.model_params,
         )
 
@@ -83,11 +83,16 @@ class LocalEngine(InferenceEngine):
 
     def _python(self, progress: Callable[[str], None]) -> str:
         """The interpreter that has the library; runs in the loading thread."""
-        if not self.recipe:
+        name = self._recipe()
+        if not name:
             return kernel_python()
-        if settings.current().auto_install and environments.available(self.recipe) is None:
-            environments.install(self.recipe, progress=progress)
-        return environments.python_for(self.recipe)
+        if settings.current().auto_install and environments.available(name) is None:
+            environments.install(name, progress=progress)
+        return environments.python_for(name)
+
+    def _recipe(self) -> str:
+        """The environment that its library is taken from, ``""`` for the kernel's own."""
+        return self.recipe
 
     @property
     def resident(self) -> Resident | None:

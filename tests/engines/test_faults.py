@@ -393,17 +393,18 @@ def test_two_engines_at_once_and_their_memory_comes_back(kernel):
 
 
 def test_the_kernel_does_not_grow_over_load_and_unload(kernel):
+    """Its memory settles: the first threads each leave a heap of the C library's behind."""
     process = psutil.Process(kernel.pid)
     sizes, files, threads = [], [], []
-    for _ in range(7):
+    while len(sizes) < 5 or sizes[-1] - sizes[-5] > 1_000_000:
         answers(kernel)
         unload_all(kernel)
         kernel.run("import gc; _ = gc.collect()").ok()
         sizes.append(process.memory_info().rss)
         files.append(process.num_fds())
         threads.append(process.num_threads())
-    grown = sizes[-1] - sizes[1]
-    assert grown < 6_000_000, f"{grown / 1e6:.1f} MB over five cycles: {sizes}"
+        assert len(sizes) < 20, f"it grows in every five cycles: {sizes}"
+    assert sizes[-1] - sizes[0] < 30_000_000, sizes
     assert files[-1] <= files[1]
     assert threads[-1] <= threads[1]
 

@@ -19,9 +19,7 @@ from nbinfer import (
     environments,
     installing,
     packages,
-    recipes,
     settings,
-    torch_build,
 )
 from nbinfer.errors import (
     ConfigurationError,
@@ -221,6 +219,62 @@ def test_two_processes_at_once_install_once(home):
     assert left(home) == []
 
 
+KILLED_BETWEEN_RENAMES = """
+import os, pathlib, signal
+from nbinfer import environments
+from nbinfer.recipes import RECIPES, Recipe
+RECIPES["tiny"] = Recipe("tiny", ("tinylib",), ("tinylib>=1",), "")
+rename = pathlib.Path.replace
+def replace(path, target):
+    rename(path, target)
+    if pathlib.Path(target).name == "old":
+        os.kill(os.getpid(), signal.SIGKILL)
+pathlib.Path.replace = replace
+environments.install("tiny", reinstall=True)
+"""
+
+
+def test_a_kill_between_two_renames_loses_nothing(home):
+    made = environments.install("tiny")
+    done = subprocess.run([sys.executable, "-c", KILLED_BETWEEN_RENAMES])
+    assert done.returncode == -signal.SIGKILL
+    assert environments.available("tiny") is None
+    lines: list[str] = []
+    assert environments.install("tiny", progress=lines.append) == made
+    assert lines == []  # brought back, and not made again
+    assert left(home) == []
+
+
+def test_a_removal_that_is_cut_short_is_not_undone(home, monkeypatch):
+    made = environments.install("tiny")
+    with monkeypatch.context() as patch:
+        patch.setattr("nbinfer.env_store.shutil.rmtree", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            environments.uninstall("tiny")
+    assert environments.available("tiny") is None
+    lines: list[str] = []
+    assert environments.install("tiny", progress=lines.append).path == made.path
+    assert lines  # made anew
+    assert left(home) == []
+
+
+def test_a_rename_that_fails_leaves_what_was_there(home, monkeypatch):
+    made = environments.install("tiny")
+    rename = Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        if path.name == "env":
+            raise PermissionError(13, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(DownloadError, match="Permission denied"):
+        environments.install("tiny", reinstall=True)
+    assert environments.find("tiny") == made
+    assert environments.python_for("tiny") == made.python
+    assert left(home) == []
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
 def test_an_exception_from_progress_leaves_nothing(home, error):
     def say(line: str) -> None:
@@ -276,6 +330,7 @@ def test_no_index_is_reachable_and_secrets_stay_secret(home, monkeypatch):
         ("error: failed to write: No space left on device (os error 28)", "disk"),
         ("CMake Error: CMAKE_CXX_COMPILER not set, after EnableLanguage", "compiler"),
         ("error: Failed to fetch: `https://x/simple/y/`\n dns error", "index"),
+        ("depends on torch==2.13.0+cpu and there is no version of torch==2.13.0+cpu", "torch"),
         ("error: something else", ""),
     ],
 )
@@ -298,80 +353,6 @@ def test_uninstall_frees(home, monkeypatch):
     assert not made.path.exists()
     assert environments.available("tiny") is None
     assert left(home) == []
-
-
-# ---------------------------------------------------------------- torch and recipes
-
-
-@pytest.fixture
-def linux(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.delenv("UV_TORCH_BACKEND", raising=False)
-    monkeypatch.delenv("UV_FIND_LINKS", raising=False)
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    return tmp_path
-
-
-def decide(monkeypatch, *, gpu: bool, answers: bool) -> torch_build.TorchBuild:
-    monkeypatch.setattr(torch_build, "has_gpu", lambda: gpu)
-    monkeypatch.setattr(torch_build, "index_answers", lambda: answers)
-    return torch_build.torch_build("torch>=2.13")
-
-
-def test_the_build_of_torch(linux, monkeypatch):
-    cpu = decide(monkeypatch, gpu=False, answers=True)
-    assert (cpu.arguments, cpu.constraint, cpu.note) == (("--torch-backend=cpu",), "", "")
-    plain = decide(monkeypatch, gpu=False, answers=False)
-    assert (plain.arguments, plain.constraint) == ((), "")
-    assert "CUDA build: gigabytes" in plain.note
-    assert decide(monkeypatch, gpu=True, answers=True).arguments == ("--torch-backend=auto",)
-    assert decide(monkeypatch, gpu=True, answers=False) == torch_build.TorchBuild()
-    monkeypatch.setenv("UV_TORCH_BACKEND", "cu130")
-    assert decide(monkeypatch, gpu=False, answers=True) == torch_build.TorchBuild()
-
-
-def test_a_cpu_wheel_in_a_given_folder_is_taken(linux, monkeypatch):
-    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    other = "manylinux_2_28_aarch64"
-    names = [f"torch-{v}+cpu-{tag}-{tag}-manylinux_2_28_x86_64.whl" for v in ("2.12.0", "2.9.1")]
-    names += [
-        f"torch-2.99.0+cpu-cp27-cp27-{other}.whl",
-        f"torch-2.98.0+cpu-{tag}-{tag}-{other}.whl",
-    ]
-    for name in names:
-        (linux / name).touch()
-    assert torch_build.local_cpu_wheel("2.8") == "2.12.0+cpu"
-    assert decide(monkeypatch, gpu=False, answers=True).constraint == ""  # all are too old
-    (linux / names[0].replace("2.12.0", "2.13.0")).touch()
-    found = decide(monkeypatch, gpu=False, answers=True)
-    assert (found.arguments, found.constraint) == ((), "torch==2.13.0+cpu")
-
-
-@pytest.mark.parametrize(("machine", "avx"), [("x86_64", True), ("aarch64", False)])
-def test_what_is_compiled_is_never_for_one_machine_alone(machine, avx):
-    flags = recipes._llama_cpp_cmake(machine).split(";")
-    assert "-DGGML_NATIVE=OFF" in flags
-    assert ("-DGGML_AVX2=ON" in flags) == avx
-    assert not any("NATIVE=ON" in flag or "AMX" in flag for flag in flags)
-
-
-def test_the_settings_of_a_build_reach_uv_and_the_variables_do_not(home, monkeypatch):
-    asked = []
-
-    def run(command, say, *, env=None, limit_s=None):
-        asked.append((command, env))
-        return int("pip" in command), "CMAKE_CXX_COMPILER not set"
-
-    monkeypatch.setattr(packages, "run", run)
-    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_NATIVE=ON")
-    with pytest.raises(DownloadError) as caught:
-        environments.install("llama-cpp-python")
-    assert "needs a C++ compiler: apt install build-essential" in str(caught.value.hint)
-    command, env = asked[-1]
-    given = command[command.index("--config-settings-package") + 1]
-    assert given.startswith("llama-cpp-python:cmake.args=-DGGML_NATIVE=OFF")
-    assert "CMAKE_ARGS" not in env
 
 
 # ---------------------------------------------------------------- the surface
@@ -444,8 +425,11 @@ def test_what_is_there_already(home, monkeypatch):
     (line,) = installing.run_install("tiny", silent)
     assert "in the kernel's own environment already" in line
     assert not environments.folder("tiny").exists()
-    (line,) = installing.run_install("tiny", silent, reinstall=True)
+    (line,) = installing.run_install("tiny", silent, dry_run=True)
+    assert "--reinstall makes a managed environment all the same" in line
+    line, unused = installing.run_install("tiny", silent, reinstall=True)
     assert line.startswith("tiny is installed: tinylib 1.0")
+    assert unused.startswith("it is not used as long as tiny is in the kernel's own environment")
     (line,) = installing.run_install("llamacpp", silent)
     assert line.startswith("llamacpp is part of nbinfer's own install: xllamacpp ")
     assert "nothing to remove" in installing.run_uninstall("llamacpp")[0]

