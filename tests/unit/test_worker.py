@@ -30,6 +30,7 @@ STACKS = [
     {"xllamacpp"},
     {"llama_cpp", "numpy"},
     {"transformers", "torch", "tokenizers", "llguidance", "numpy"},
+    {"vllm", "transformers"},
 ]
 
 
