@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status (0 good, 1 an error, 130 interrupted)."""
     options = _parser().parse_args(arguments)
     try:
-        status: int = options.run(options)
+        with _terminable():
+            status: int = options.run(options)
         return status
     except RunInterrupted as stopped:
         if stopped.frame is not None and len(stopped.frame):
@@ -39,6 +43,20 @@ def main(arguments: list[str] | None = None) -> int:
     except NbinferError as error:
         print("\n".join(brief_traceback(error)), file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the command as an exception does: what it has started is ended with it."""
+    try:
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    except ValueError:  # not the main thread: no handler can be set, and none is needed
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:

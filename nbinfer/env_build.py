@@ -29,7 +29,6 @@ __all__ = [
     "fill",
     "teller",
     "uv_install",
-    "variable",
     "verify",
 ]
 
@@ -86,9 +85,10 @@ def asked(
     """Options for uv, requirements, and what the user should know of them."""
     name = wanted.name
     if wanted.unavailable:
+        variable = settings.python_variable(name)
         raise DownloadError(
             f"{name} cannot be installed here: {wanted.unavailable}",
-            hint=f"Make an environment yourself and set {variable(name)} to its Python.",
+            hint=f"Make an environment yourself and set {variable} to its Python.",
         )
     requirements, note = [*wanted.requirements, *extras], wanted.minutes
     # uv takes what lies in a folder before what an index has, and PyPI's build of the library
@@ -123,11 +123,6 @@ def environment(wanted: Recipe) -> dict[str, str]:
     if wanted.index:
         env.pop("UV_FIND_LINKS", None)
     return env
-
-
-def variable(name: str) -> str:
-    """The variable by which a user names an interpreter of their own."""
-    return "NBINFER_PYTHON_" + name.upper().replace("-", "_")
 
 
 def built_wheels(wanted: Recipe) -> Path:
@@ -207,7 +202,8 @@ def failed(wanted: Recipe, output: str) -> DownloadError:
     name, cause = wanted.name, packages.cause(output)
     if cause == "disk":
         return disk_full(name)
-    own = f"Or make an environment yourself and set {variable(name)} to its Python."
+    variable = settings.python_variable(name)
+    own = f"Or make an environment yourself and set {variable} to its Python."
     reach = "No package index could be reached. Check the network and pip's or uv's index settings"
     hints = {
         "compiler": "It needs a C++ compiler: apt install build-essential (Debian, Ubuntu), "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from . import settings
 from .checks import shown
 from .errors import ConfigurationError
 
@@ -71,7 +72,7 @@ def refuse_overwriting(name: str, extras: Sequence[str], resolved: Mapping[str, 
                 f"{name} with {', '.join(extras)} would install {' and '.join(both)}, which hold "
                 "the same module: one would overwrite the other",
                 hint="nothing was changed; make an environment of your own for it, and name its "
-                f"Python by NBINFER_PYTHON_{name.upper().replace('-', '_')}",
+                f"Python by {settings.python_variable(name)}",
             )
 
 

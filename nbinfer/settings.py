@@ -33,6 +33,7 @@ __all__ = [
     "current",
     "home",
     "python_of",
+    "python_variable",
     "reset",
 ]
 
@@ -254,6 +255,11 @@ def _from_environment() -> dict[str, Any]:
     return values
 
 
+def python_variable(name: str) -> str:
+    """The environment variable that names a recipe's interpreter."""
+    return "NBINFER_PYTHON_" + name.upper().replace("-", "_")
+
+
 def python_of(name: str) -> str | None:
     """The interpreter that the user has chosen for a recipe, or ``None``.
 
@@ -265,7 +271,7 @@ def python_of(name: str) -> str | None:
     ConfigurationError
         For a path that is no executable file; the message names where it comes from.
     """
-    variable = "NBINFER_PYTHON_" + name.upper().replace("-", "_")
+    variable = python_variable(name)
     given: Any = os.environ.get(variable)
     source, folder = variable, Path()
     if not given:

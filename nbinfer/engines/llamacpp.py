@@ -108,8 +108,8 @@ class LlamaCppInferenceEngine(LocalEngine):
                 return name
         return self.recipe
 
-    def _device(self) -> str:
-        return "gpu" if self._recipe() in ACCELERATED else "cpu"
+    def _device(self, recipe: str) -> str:
+        return "gpu" if recipe in ACCELERATED else "cpu"
 
     def _params(self, given: GenerationParams | None) -> GenerationParams:
         params = super()._params(given)
@@ -136,13 +136,7 @@ class LlamaCppInferenceEngine(LocalEngine):
     def _prepare(self, progress: Callable[[str], None]) -> tuple[dict[str, Any], int]:
         params, options = self.model_params, dict(self.model_params.model_kwargs)
         options.pop("binding", None)
-        model = models.resolve(
-            params.model_name,
-            forms=("gguf",),
-            engine=self.name,
-            revision=params.model_revision,
-            progress=progress,
-        )
+        model = self._resolve(progress, "gguf")
         adapters = [{"name": n, "path": str(Path(p).expanduser())} for n, p in self._adapters()]
         for adapter in adapters:
             if not Path(adapter["path"]).is_file():

@@ -6,12 +6,13 @@ import abc
 import json
 import os
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
-from .. import environments, interrupts, measure, settings
+from .. import environments, interrupts, measure, models, settings
 from ..config import GenerationParams
-from ..errors import RunInterrupted, UnsupportedParameter
+from ..errors import ConfigurationError, RunInterrupted, UnsupportedParameter
 from ..records import Outcome, RowRequest
 from ..residents import Plan, Resident, pool
 from ..run import LocalRun
@@ -20,7 +21,7 @@ from ..worker.host import Event, kernel_python
 from . import registry
 from .base import InferenceEngine
 
-__all__ = ["LocalEngine", "physical_cores"]
+__all__ = ["LocalEngine", "check_counts", "physical_cores"]
 
 
 class LocalEngine(InferenceEngine):
@@ -63,7 +64,7 @@ class LocalEngine(InferenceEngine):
 
     def plan(self) -> Plan:
         """What has to be resident for this engine's parameters."""
-        params = self.model_params.to_dict()
+        params, recipe = self.model_params.to_dict(), self._recipe()
         return Plan(
             key=(self.name, self.backend, json.dumps(params, sort_keys=True)),
             engine=self.name,
@@ -72,12 +73,12 @@ class LocalEngine(InferenceEngine):
             python=self._python,
             prepare=self._prepare,
             library=registry.spec(self.name).library,
-            device=self._device(),
-            recipe=self._recipe(),
+            device=self._device(recipe),
+            recipe=recipe,
             params=self.model_params,
         )
 
-    def _device(self) -> str:
+    def _device(self, recipe: str) -> str:  # noqa: ARG002
         """Whose lease its runs take. The driver alone is looked for, so nothing is imported."""
         return "gpu" if self.computes_on_gpu and gpu_vendor() else "cpu"
 
@@ -93,6 +94,38 @@ class LocalEngine(InferenceEngine):
     def _recipe(self) -> str:
         """The environment that its library is taken from, ``""`` for the kernel's own."""
         return self.recipe
+
+    def _resolve(self, progress: Callable[[str], None], *forms: str) -> models.ResolvedModel:
+        """Which file or folder the model's name means, fetched where it must be."""
+        params = self.model_params
+        return models.resolve(
+            params.model_name,
+            forms=forms,
+            engine=self.name,
+            revision=params.model_revision,
+            progress=progress,
+        )
+
+    def _transformers_message(self, model: models.ResolvedModel) -> dict[str, Any]:
+        """What the backends of Transformers' models are told alike."""
+        params = self.model_params
+        tokenizer = params.tokenizer_name
+        if tokenizer is not None and Path(tokenizer).expanduser().is_dir():
+            tokenizer = str(Path(tokenizer).expanduser())
+        message = {
+            "path": str(model.path),
+            "n_ctx": params.model_max_length,
+            "dtype": params.torch_dtype_str,
+            "tokenizer": tokenizer,
+            "chat_template": params.chat_template,
+            "trust_remote_code": params.trust_remote_code,
+            "compile": params.compile,
+            "facts": model.to_dict(),
+        }
+        if model.derived_from:
+            message["derive_from"] = model.derived_from
+            message["mark"] = {"sha256": model.sha256}
+        return message
 
     @property
     def resident(self) -> Resident | None:
@@ -181,3 +214,15 @@ def physical_cores() -> int:
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))
+
+
+def check_counts(options: Mapping[str, Any], *names: str) -> None:
+    """Refuse values of ``model_kwargs`` that are no integers of at least 1."""
+    for name in names:
+        value = options.get(name)
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ):
+            raise ConfigurationError(
+                f"model_kwargs[{name!r}] must be an integer of at least 1, not {value!r:.80}"
+            )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from .. import models, settings
 from ..config import GenerationParams, ModelParams
 from ..errors import ConfigurationError
-from .local import LocalEngine, physical_cores
+from .local import LocalEngine, check_counts, physical_cores
 
 __all__ = ["NativeTextInferenceEngine"]
 
@@ -83,35 +82,16 @@ class NativeTextInferenceEngine(LocalEngine):
     def _prepare(self, progress: Callable[[str], None]) -> tuple[dict[str, Any], int]:
         params = self.model_params
         options = dict(params.model_kwargs)
-        model = models.resolve(
-            params.model_name,
-            forms=("safetensors", "gguf"),
-            engine=self.name,
-            revision=params.model_revision,
-            progress=progress,
-        )
-        tokenizer = params.tokenizer_name
-        if tokenizer is not None and Path(tokenizer).expanduser().is_dir():
-            tokenizer = str(Path(tokenizer).expanduser())
+        model = self._resolve(progress, "safetensors", "gguf")
         message = {
-            "path": str(model.path),
+            **self._transformers_message(model),
             "options": options,
             "n_threads": options.pop("n_threads", None) or physical_cores(),
-            "n_ctx": params.model_max_length,
             "cache_bytes": settings.current().budget_bytes() // 4,
-            "dtype": params.torch_dtype_str,
-            "tokenizer": tokenizer,
             "tokenizer_kwargs": dict(params.tokenizer_kwargs),
-            "chat_template": params.chat_template,
-            "trust_remote_code": params.trust_remote_code,
             "attn_implementation": params.attn_implementation,
             "device_map": params.device_map,
-            "compile": params.compile,
-            "facts": model.to_dict(),
         }
-        if model.derived_from:
-            message["derive_from"] = model.derived_from
-            message["mark"] = {"sha256": model.sha256}
         return message, self._weights(model, options) + OVERHEAD_BYTES
 
     def _weights(self, model: models.ResolvedModel, options: Mapping[str, Any]) -> int:
@@ -127,14 +107,7 @@ class NativeTextInferenceEngine(LocalEngine):
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    for name in ("batch_size", "n_threads"):
-        value = options.get(name)
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int) or value < 1
-        ):
-            raise ConfigurationError(
-                f"model_kwargs[{name!r}] must be an integer of at least 1, not {value!r:.80}"
-            )
+    check_counts(options, "batch_size", "n_threads")
     for name in ("load_in_4bit", "load_in_8bit"):
         if not isinstance(options.get(name, False), bool):
             raise ConfigurationError(

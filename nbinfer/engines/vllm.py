@@ -15,7 +15,7 @@ from ..notices import notify
 from ..records import RowRequest
 from ..residents import Plan, pool
 from ..run import LocalRun
-from .local import LocalEngine, physical_cores
+from .local import LocalEngine, check_counts, physical_cores
 
 __all__ = ["VLLMInferenceEngine"]
 
@@ -56,8 +56,8 @@ class VLLMInferenceEngine(LocalEngine):
     -----
     Without a GPU the KV cache holds 16,384 tokens, or one full context where that is more, in at
     most a quarter of the memory that is free within the budget; ``kv_cache_memory_bytes`` sets
-    it. On a GPU vLLM's share is what the budget of
-    the device leaves (``gpu_memory_utilization`` sets it), not vLLM's own 92 % of the device.
+    it. On a GPU vLLM's share is what the budget of the device leaves
+    (``gpu_memory_utilization`` sets it), not vLLM's own 92 % of the device.
 
     Examples
     --------
@@ -115,8 +115,7 @@ class VLLMInferenceEngine(LocalEngine):
             path = self._adapters[params.adapter]
             # A folder that is none is told here, before anything runs.
             rank = _adapter_rank(path)
-            least = min(r for r in LORA_RANKS if r >= rank)
-            values["adapter"] = {"name": params.adapter, "path": path, "rank": least}
+            values["adapter"] = {"name": params.adapter, "path": path, "rank": rank}
         return values
 
     def plan(self) -> Plan:
@@ -158,42 +157,22 @@ class VLLMInferenceEngine(LocalEngine):
     def _prepare(self, progress: Callable[[str], None]) -> tuple[dict[str, Any], int]:
         params = self.model_params
         options = dict(params.model_kwargs)
-        model = models.resolve(
-            params.model_name,
-            forms=("safetensors",),
-            engine=self.name,
-            revision=params.model_revision,
-            progress=progress,
-        )
+        model = self._resolve(progress, "safetensors")
         options.setdefault("enable_lora", bool(self._adapters))
         if options["enable_lora"]:
             ranks = [_adapter_rank(path) for path in self._adapters.values()]
-            least = max([16, *ranks])
-            options.setdefault("max_lora_rank", min(r for r in LORA_RANKS if r >= least))
+            options.setdefault("max_lora_rank", max([16, *ranks]))
             options.setdefault("max_loras", max(4, len(ranks)))
         if params.processor_kwargs:
             options.setdefault("mm_processor_kwargs", dict(params.processor_kwargs))
-        tokenizer = params.tokenizer_name
-        if tokenizer is not None and Path(tokenizer).expanduser().is_dir():
-            tokenizer = str(Path(tokenizer).expanduser())
         most = self._most_cache_bytes(model)
         message = {
-            "path": str(model.path),
+            **self._transformers_message(model),
             "options": options,
             "n_threads": options.pop("n_threads", None) or physical_cores(),
-            "n_ctx": params.model_max_length,
             "most_cache_bytes": most,
             "device_share": gpu.share(pool.pids(), options.get("tensor_parallel_size") or 1),
-            "dtype": params.torch_dtype_str,
-            "tokenizer": tokenizer,
-            "chat_template": params.chat_template,
-            "trust_remote_code": params.trust_remote_code,
-            "compile": params.compile,
-            "facts": model.to_dict(),
         }
-        if model.derived_from:
-            message["derive_from"] = model.derived_from
-            message["mark"] = {"sha256": model.sha256}
         cache = options.get("kv_cache_memory_bytes") or min(most, USUAL_CACHE_BYTES)
         return message, model.size_bytes + cache + OVERHEAD_BYTES
 
@@ -208,7 +187,7 @@ class VLLMInferenceEngine(LocalEngine):
 
 
 def _adapter_rank(path: str) -> int:
-    """The rank of a LoRA adapter, from its folder's ``adapter_config.json``."""
+    """What a LoRA adapter needs as ``max_lora_rank``, by its folder's ``adapter_config.json``."""
     config = Path(path) / "adapter_config.json"
     try:
         rank = json.loads(config.read_text(encoding="utf-8"))["r"]
@@ -221,19 +200,14 @@ def _adapter_rank(path: str) -> int:
         raise ConfigurationError(
             f"the adapter at {path!r} has rank {rank!r:.80}; vllm takes 1 to {LORA_RANKS[-1]}"
         )
-    return rank
+    return min(r for r in LORA_RANKS if r >= rank)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
     """What can be told without vLLM; unknown names are refused by the worker, which has it."""
-    for name in ("n_threads", "max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size"):
-        value = options.get(name)
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int) or value < 1
-        ):
-            raise ConfigurationError(
-                f"model_kwargs[{name!r}] must be an integer of at least 1, not {value!r:.80}"
-            )
+    check_counts(
+        options, "n_threads", "max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size"
+    )
     share = options.get("gpu_memory_utilization")
     if share is not None and (
         isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1

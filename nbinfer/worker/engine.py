@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 
-from nbinfer.worker import protocol
+from nbinfer.worker import guardian, protocol
 from nbinfer.worker.console import Console
 from nbinfer.worker.outbox import Outbox
 from nbinfer.worker.scheduler import Scheduler
@@ -165,16 +165,9 @@ def leave(status):
     Interpreter shutdown would wait for native threads that may hang; the operating
     system frees everything either way.
     """
-    me = os.getpid()
     # Only in a session of its own: run by hand, this must not end the user's terminal.
-    if sys.platform == "linux" and os.getsid(0) == me:
-        for entry in os.listdir("/proc"):
-            if entry.isdigit() and int(entry) != me:
-                try:
-                    if os.getsid(int(entry)) == me:
-                        os.kill(int(entry), signal.SIGKILL)
-                except OSError:
-                    continue
+    if sys.platform == "linux" and os.getsid(0) == os.getpid():
+        guardian.kill_others(os.getpid())
     os._exit(status)
 
 

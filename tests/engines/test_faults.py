@@ -405,8 +405,9 @@ def test_the_kernel_does_not_grow_over_load_and_unload(kernel):
         threads.append(process.num_threads())
         assert len(sizes) < 20, f"it grows in every five cycles: {sizes}"
     assert sizes[-1] - sizes[0] < 30_000_000, sizes
-    assert files[-1] <= files[1]
-    assert threads[-1] <= threads[1]
+    # The least of three: a look may meet a file or a thread that is just being closed.
+    assert min(files[-3:]) <= min(files[:3])
+    assert min(threads[-3:]) <= min(threads[:3])
 
 
 def test_a_script_that_ends_leaves_nothing(tmp_path):

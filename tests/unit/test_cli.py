@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pandas as pd
+import psutil
 import pytest
 
 import nbinfer
@@ -269,3 +271,20 @@ def _threads_have_children(pid):
     from pathlib import Path
 
     return any(p.read_text().split() for p in Path(f"/proc/{pid}/task").glob("*/children"))
+
+
+def test_a_terminated_install_leaves_no_process(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # an index that never answers
+        index = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
+        environment = {**os.environ, "NBINFER_HOME": str(tmp_path), "UV_INDEX_URL": index}
+        command = subprocess.Popen(
+            [sys.executable, "-m", "nbinfer.cli", "install", "native"],
+            env={**environment, "PIP_INDEX_URL": index},
+            stderr=subprocess.DEVNULL,
+        )
+        process = psutil.Process(command.pid)
+        eventually(lambda: any("uv" in child.name() for child in process.children()))
+        children = process.children(recursive=True)
+        command.terminate()
+        assert command.wait(20) == 143
+    assert psutil.wait_procs(children, timeout=5)[1] == []
