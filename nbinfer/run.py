@@ -1,29 +1,27 @@
-"""One run on a resident engine: load, wait for the device, send rows, gather answers.
+"""What every run shares: rows sent ahead, answers gathered, the rest settled.
 
-Everything that can happen arrives in one mailbox: the load's stages, the lease, rows,
-the worker's death and the user's interrupt. So a run is one loop over messages, it can be
-stopped at any of its points, and no exception strikes it from outside.
+Everything that can happen arrives in one mailbox: the load's stages, the lease, rows, the
+engine's end and the user's interrupt. So a run is one loop over messages, it can be stopped at
+any of its points, and no exception strikes it from outside.
 """
 
 from __future__ import annotations
 
+import abc
 import queue
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from . import settings
 from .errors import NbinferError
 from .frame import Row
-from .lease import Ticket, lease_for
-from .measure import PeakSampler
 from .records import Delta, Finished, Outcome, Progress, Record, RowRequest, Stage
-from .residents import Plan, Resident, pool
-from .worker.host import Event
 
-__all__ = ["LocalRun", "new_run_id"]
+__all__ = ["AHEAD", "Event", "Run", "new_run_id"]
 
+Event = dict[str, Any]
 # Rows sent ahead of those that are done: enough to keep any engine fed, few enough that a
 # hundred thousand prompts are not held twice.
 AHEAD = 512
@@ -36,46 +34,35 @@ def new_run_id() -> str:
     return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + uuid.uuid4().hex[:6]
 
 
-class LocalRun:
-    """Sends rows to a resident engine and yields what comes back.
+class Run(abc.ABC):
+    """Sends rows to an engine and yields what comes back.
 
     Parameters
     ----------
-    plan : Plan
-        What must be resident.
     requests : sequence of RowRequest
         All rows, in order.
-    stream : bool
-        Whether pieces of text are wanted as they are made.
-    wait : bool
-        Whether to wait while another engine computes on the same device.
-    ahead : int
-        How many rows are in the worker at once, waiting or running.
     outcome : Outcome
         Filled in: how it ended.
+    stream : bool
+        Whether pieces of text are wanted as they are made.
+    ahead : int
+        How many rows the engine has at once, waiting or running.
     """
 
     def __init__(
         self,
-        plan: Plan,
         requests: Sequence[RowRequest],
         *,
         run_id: str,
         outcome: Outcome,
         stream: bool = False,
-        wait: bool = True,
         ahead: int = AHEAD,
     ) -> None:
-        self.plan = plan
         self.requests = requests
         self.run_id = run_id
         self.outcome = outcome
-        self.resident: Resident | None = None
-        self.load_s = 0.0
-        self.peak_bytes = 0
         self.sent_at = self.done_at = 0.0
         self._stream = stream
-        self._wait = wait
         self._ahead = ahead
         self._mailbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._pending: dict[int, list[str]] = {}  # rows that were sent: their text so far
@@ -85,8 +72,7 @@ class LocalRun:
         self._prefill = (0, 0)
         self._settled = bytearray(len(requests))
         self._stop_at: float | None = None
-        self._sampler: PeakSampler | None = None
-        self._stage = f"loading {plan.engine} · {plan.model}"
+        self._stage = ""
 
     def stop(self) -> None:
         """Interrupt the run from any thread."""
@@ -100,8 +86,26 @@ class LocalRun:
         """
         yield from self._reject_unsendable()
         if self._done < len(self.requests):
-            yield from self._load_and_run()
+            yield from self._serve()
         yield from self._settle_rest()
+
+    # ------------------------------------------------------------- what a run does
+
+    @abc.abstractmethod
+    def _serve(self) -> Iterator[Record]:
+        """Make the engine ready, then ``_rows()``."""
+
+    @abc.abstractmethod
+    def _send(self, rows: list[dict[str, Any]]) -> None:
+        """Give rows to the engine: ``row`` (its number), ``params``, ``stream`` and its body."""
+
+    @abc.abstractmethod
+    def _cancel(self) -> None:
+        """Ask the engine to give up the run's rows. It answers with ``cancelled``."""
+
+    @abc.abstractmethod
+    def _ended(self, event: Event) -> None:
+        """The engine itself has ended, in the middle of the run."""
 
     # ---------------------------------------------------------------- before rows
 
@@ -109,66 +113,6 @@ class LocalRun:
         for number, request in enumerate(self.requests):
             if request.error is not None:
                 yield self._settle(number, finish_reason="error", error=request.error)
-
-    def _load_and_run(self) -> Iterator[Record]:
-        started = time.monotonic()
-        loaded = yield from self._load()
-        self.load_s = time.monotonic() - started if loaded == "loaded" else 0.0
-        if loaded is None:
-            return
-        resident = self.resident
-        assert resident is not None
-        assert resident.worker is not None
-        worker = resident.worker
-        ticket = Ticket(resident, resident.label, lambda: self._mailbox.put({"ev": "granted"}))
-        lease = lease_for(self.plan.device)
-        resident.runs += 1
-        try:
-            worker.send({"op": "begin", "run": self.run_id})
-            worker.subscribe(self.run_id, self._mailbox.put)
-            granted = yield from self._take_turn(lease.request, ticket)
-            if granted:
-                self._sampler = PeakSampler(worker.pid, resident.seen)
-                with self._sampler:
-                    yield from self._rows()
-        finally:
-            worker.unsubscribe(self.run_id)
-            if self._stop_at is None and self._done < len(self.requests):
-                worker.cancel(self.run_id)  # abandoned by whoever read the records
-            worker.send({"op": "end", "run": self.run_id})
-            lease.release(ticket)
-            resident.runs -= 1
-            resident.used_at = time.monotonic()
-            self._note_peak(resident)
-
-    def _load(self) -> Generator[Record, None, str | None]:
-        """Wait until the engine is resident; returns "loaded", "resident" or None."""
-        listener = self._mailbox.put
-        how = "resident"
-        while True:
-            resident = self.resident = pool.ensure(self.plan, listener)
-            while True:
-                event = yield from self._next_event()
-                kind = event["ev"]
-                if kind == "stage":
-                    how = "loaded"
-                    self._stage = f"loading {resident.label}: {event['text']}"
-                    yield Stage(self._stage)
-                elif kind == "load_failed":
-                    self.outcome.error = event["error"]
-                    return None
-                elif kind == INTERRUPT:
-                    pool.forget_waiter(resident, listener)
-                    self._interrupted()
-                    return None
-                elif kind == "ready":
-                    break
-            if resident.worker is None or resident.worker.obeying:
-                return how
-            # An earlier run's cancel is still unanswered: this one waits until the engine
-            # obeys or its escalation ends it, and then loads it anew.
-            if not (yield from self._wait_until_obeying(resident)):
-                return None
 
     def _next_event(self) -> Generator[Record, None, Event]:
         """The next message; meanwhile the stage is told again, so that a clock can be shown."""
@@ -178,43 +122,9 @@ class LocalRun:
             except queue.Empty:
                 yield Stage(self._stage)
 
-    def _wait_until_obeying(self, resident: Resident) -> Generator[Record, None, bool]:
-        self._stage = f"waiting for {resident.label} to stop its cancelled run"
-        assert resident.worker is not None
-        while resident.worker.alive and not resident.worker.obeying:
-            yield Stage(self._stage)
-            try:
-                if self._mailbox.get(timeout=HEARTBEAT_S)["ev"] == INTERRUPT:
-                    self._interrupted()
-                    return False
-            except queue.Empty:
-                continue
-        return True
-
-    def _take_turn(
-        self, request: Callable[[Ticket], str | None], ticket: Ticket
-    ) -> Generator[Record, None, bool]:
-        if not self._wait:
-            return True
-        holder = request(ticket)
-        self._stage = f"waiting for {holder} to finish on the {self.plan.device}"
-        while True:
-            event = yield from self._next_event()
-            if event["ev"] == "granted":
-                return True
-            if event["ev"] == INTERRUPT:
-                self._interrupted()
-                return False
-            if event["ev"] == "died":
-                self._died(event)
-                return False
-
     # ----------------------------------------------------------------------- rows
 
     def _rows(self) -> Iterator[Record]:
-        resident = self.resident
-        assert resident is not None
-        assert resident.worker is not None
         self.sent_at = time.monotonic()
         self.outcome.sent = True
         while self._done < len(self.requests):
@@ -238,7 +148,7 @@ class LocalRun:
                 self._tokens, self._prefill = event["tokens"], tuple(event["prefill"])
                 yield self._progress()
             elif kind == "died":
-                self._died(event)
+                self._ended(event)
                 return
             elif kind == "cancelled":
                 return
@@ -246,7 +156,7 @@ class LocalRun:
                 if self._stop_at is not None:
                     return  # a second interrupt: wait no longer
                 self._interrupted()
-                resident.worker.cancel(self.run_id)
+                self._cancel()
 
     def _send_ahead(self) -> None:
         if len(self._pending) > self._ahead // 2 or self._next >= len(self.requests):
@@ -263,9 +173,7 @@ class LocalRun:
                 {"row": number, "params": request.params, "stream": self._stream, **request.body}
             )
         if rows:
-            assert self.resident is not None
-            assert self.resident.worker is not None
-            self.resident.worker.send({"op": "rows", "run": self.run_id, "rows": rows})
+            self._send(rows)
 
     def _patience(self) -> float:
         if self._stop_at is None:
@@ -289,17 +197,6 @@ class LocalRun:
     def _interrupted(self) -> None:
         self.outcome.interrupted = True
         self._stop_at = time.monotonic() + settings.current().cancel_grace_s
-
-    def _note_peak(self, resident: Resident) -> None:
-        if self._sampler is not None:
-            self.peak_bytes = max(self.peak_bytes, self._sampler.peak_bytes)
-        resident.peak_bytes = max(resident.peak_bytes, self.peak_bytes)
-
-    def _died(self, event: Event) -> None:
-        assert self.resident is not None
-        self._note_peak(self.resident)
-        done = f"while it ran ({self._done} of {len(self.requests)} rows were done)"
-        self.outcome.error = self.resident.crashed(event["death"], done)
 
     def _settle_event(self, event: Event, finish_reason: str | None = None) -> Finished:
         known = {name: event[name] for name in _FROM_EVENT if event.get(name) is not None}

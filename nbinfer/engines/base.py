@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import abc
 import time
-from collections.abc import Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .. import frame as frames
 from .. import interrupts
@@ -16,8 +16,8 @@ from ..config import GenerationParams, ModelParams, RemoteParams
 from ..errors import ConfigurationError, UnsupportedParameter
 from ..progress import Reporter, reporter
 from ..prompts import Prompt, Prompts, normalise
-from ..records import Finished, Outcome, Record, RowRequest
-from ..run import AHEAD, new_run_id
+from ..records import Finished, Outcome, RowRequest
+from ..run import AHEAD, Run, new_run_id
 from ..structured import parse
 from . import registry
 from .registry import Capabilities
@@ -27,18 +27,7 @@ from .stream import TextStream
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["EngineRun", "InferenceEngine"]
-
-
-class EngineRun(Protocol):
-    """What an engine must be able to do with rows; ``LocalRun`` is one."""
-
-    run_id: str
-    outcome: Outcome
-
-    def records(self) -> Generator[Record, None, None]: ...
-
-    def stop(self) -> None: ...
+__all__ = ["InferenceEngine"]
 
 
 class InferenceEngine(abc.ABC):
@@ -128,7 +117,7 @@ class InferenceEngine(abc.ABC):
         stream: bool,
         wait: bool,
         ahead: int,
-    ) -> EngineRun:
+    ) -> Run:
         """Prepare a run; nothing happens until its records are read."""
 
     @abc.abstractmethod

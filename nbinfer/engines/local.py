@@ -13,9 +13,9 @@ from typing import Any, Self
 from .. import environments, interrupts, measure, models, settings
 from ..config import GenerationParams
 from ..errors import ConfigurationError, RunInterrupted, UnsupportedParameter
+from ..local_run import LocalRun
 from ..records import Outcome, RowRequest
 from ..residents import Plan, Resident, pool
-from ..run import LocalRun
 from ..torch_build import gpu_vendor
 from ..worker.host import Event, kernel_python
 from . import registry

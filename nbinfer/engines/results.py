@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
     from ..config import GenerationParams
     from ..prompts import Prompt
-    from .base import EngineRun, InferenceEngine
+    from ..run import Run
+    from .base import InferenceEngine
 
 __all__ = ["conclude"]
 
 
 def conclude(
     engine: InferenceEngine,
-    run: EngineRun,
+    run: Run,
     rows: Sequence[frames.Row],
     params: GenerationParams,
     *,
@@ -73,7 +74,7 @@ def conclude(
 
 def _facts(
     engine: InferenceEngine,
-    run: EngineRun,
+    run: Run,
     rows: Sequence[frames.Row],
     params: GenerationParams,
     wall_s: float,

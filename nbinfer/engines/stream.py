@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ..config import GenerationParams
     from ..frame import Row
     from ..prompts import Prompt
-    from .base import EngineRun, InferenceEngine
+    from ..run import Run
+    from .base import InferenceEngine
 
 __all__ = ["TextStream"]
 
@@ -34,7 +35,7 @@ class TextStream:
     def __init__(
         self,
         engine: InferenceEngine,
-        run: EngineRun,
+        run: Run,
         prompts: list[Prompt],
         params: GenerationParams,
     ) -> None:

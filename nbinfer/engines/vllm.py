@@ -11,10 +11,10 @@ from typing import Any, Self
 from .. import gpu, models, settings
 from ..config import GenerationParams, ModelParams
 from ..errors import ConfigurationError, ModelNotFound
+from ..local_run import LocalRun
 from ..notices import notify
 from ..records import RowRequest
 from ..residents import Plan, pool
-from ..run import LocalRun
 from .local import LocalEngine, check_counts, physical_cores
 
 __all__ = ["VLLMInferenceEngine"]
