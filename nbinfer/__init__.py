@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from .engines.echo import EchoInferenceEngine
     from .engines.llamacpp import LlamaCppInferenceEngine
     from .engines.native import NativeTextInferenceEngine
+    from .engines.openai import OpenAICompatibleInferenceEngine, OpenAIInferenceEngine
+    from .engines.remote_vllm import RemoteVLLMInferenceEngine
+    from .engines.sglang import SGLangInferenceEngine
     from .engines.vllm import VLLMInferenceEngine
     from .env_table import installed
     from .environments import install, uninstall
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
         ModelNotFound,
         NbinferError,
         RunInterrupted,
+        ServerError,
+        ServerUnreachable,
         TemplateError,
         UnsupportedParameter,
     )
@@ -61,6 +66,9 @@ _HOMES = {
     "engines.echo": ("EchoInferenceEngine",),
     "engines.llamacpp": ("LlamaCppInferenceEngine",),
     "engines.native": ("NativeTextInferenceEngine",),
+    "engines.openai": ("OpenAICompatibleInferenceEngine", "OpenAIInferenceEngine"),
+    "engines.remote_vllm": ("RemoteVLLMInferenceEngine",),
+    "engines.sglang": ("SGLangInferenceEngine",),
     "engines.vllm": ("VLLMInferenceEngine",),
     "env_table": ("installed",),
     "environments": ("install", "uninstall"),
@@ -75,6 +83,8 @@ _HOMES = {
         "ModelNotFound",
         "NbinferError",
         "RunInterrupted",
+        "ServerError",
+        "ServerUnreachable",
         "TemplateError",
         "UnsupportedParameter",
     ),
@@ -105,9 +115,15 @@ __all__ = [
     "ModelParams",
     "NativeTextInferenceEngine",
     "NbinferError",
+    "OpenAICompatibleInferenceEngine",
+    "OpenAIInferenceEngine",
     "RemoteParams",
+    "RemoteVLLMInferenceEngine",
     "Role",
     "RunInterrupted",
+    "SGLangInferenceEngine",
+    "ServerError",
+    "ServerUnreachable",
     "TemplateError",
     "TextPart",
     "UnsupportedParameter",

@@ -81,6 +81,14 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         help="embedded name, path, hub id or alias; ENGINE=MODEL for one engine alone",
     )
+    add("--url", action="append", help="where an engine that is a server is")
+    add(
+        *("-r", "--remote"),
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other field of RemoteParams (a key: api_key_env_varname=NAME)",
+    )
     add("-o", "--output", type=Path, help="write rows to a .csv, .jsonl or .parquet file")
     add("--system", help="system message")
     add("--max-new-tokens", type=int)
@@ -121,8 +129,7 @@ def _demo(_: argparse.Namespace) -> int:
 
 
 def _infer(options: argparse.Namespace) -> int:
-    from .config import GenerationParams, parse_setting
-    from .engines import registry
+    from .config import GenerationParams, parse_setting, parse_value
     from .selection import for_engine
 
     if options.output is not None and options.output.suffix not in WRITERS:
@@ -132,8 +139,12 @@ def _infer(options: argparse.Namespace) -> int:
     names = ("max_new_tokens", "temperature", "seed")
     values = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
     values.update(parse_setting(text) for text in options.set)
-    chosen = for_engine(options.engine, options.model)
-    engine = registry.engine_class(chosen.engine)(chosen.model)
+    remote = dict(setting.partition("=")[::2] for setting in options.remote)
+    remote = {name: parse_value(value) for name, value in remote.items()}
+    if options.url:
+        remote["api_url"] = options.url
+    chosen = for_engine(options.engine, options.model, remote=remote)
+    engine = chosen.make()
     try:
         frame = engine.infer(prompts, GenerationParams(**values), system=options.system)
     except (RunInterrupted, NbinferError) as error:

@@ -187,6 +187,8 @@ class RemoteParams(Params):
         Check the server's certificate, or the file of authorities to check it with.
     proxy : str, optional
         ``http://``, ``https://`` or ``socks5://`` address of a proxy.
+    extra_body : mapping, default {}
+        Fields that are added to the body of every request as they are.
 
     Raises
     ------
@@ -222,6 +224,8 @@ class RemoteParams(Params):
     proxy: str | None = checked(
         None, optional(Check("an http://, https:// or socks5:// address", _proxy, shown_address))
     )
+
+    extra_body: Mapping[str, Any] = checked({}, _OPTIONS)
 
     def _check_together(self) -> None:
         if self.retry_backoff_max_s < self.retry_backoff_base_s:

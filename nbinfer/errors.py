@@ -11,6 +11,8 @@
          ├─ DownloadError                     a model or engine could not be fetched or stored
          ├─ EngineNotInstalled                the engine's library is in no environment
          ├─ LoadError                         the library refused the model; the text has the cause
+         ├─ ServerError                   a server refused us, or could not be used or started
+         │   └─ ServerUnreachable         no server answers at the address, or none any more
          ├─ ExecutionError                    a cell of %%engine_exec raised; its traceback is kept
          └─ EngineCrashed                     the engine's process died; finished rows are kept
     KeyboardInterrupt
@@ -37,6 +39,8 @@ __all__ = [
     "ModelNotFound",
     "NbinferError",
     "RunInterrupted",
+    "ServerError",
+    "ServerUnreachable",
     "TemplateError",
     "UnsupportedParameter",
 ]
@@ -130,6 +134,14 @@ class LoadError(NbinferError):
     def __init__(self, message: str, *, hint: str | None = None, log_tail: str = "") -> None:
         super().__init__(message, hint=hint)
         self.log_tail = log_tail
+
+
+class ServerError(NbinferError):
+    """A server that refused us, or that could not be used or started."""
+
+
+class ServerUnreachable(ServerError):
+    """No server answers at the address, or none does any more; finished rows are kept."""
 
 
 class ExecutionError(NbinferError):

@@ -39,7 +39,7 @@ COLUMNS: Mapping[str, str | None] = {
     "model": "str",
     "run_id": "str",
 }
-OPTIONAL = ("messages", "logprobs", "parsed")
+OPTIONAL = ("messages", "logprobs", "prompt_logprobs", "parsed")
 # Columns whose value is the run's, the same in each of its rows. They are columns and not
 # only attributes because concat and merge drop a frame's attributes.
 OF_RUN = ("model_memory_bytes", "peak_memory_bytes", "engine", "model", "run_id")
@@ -81,6 +81,7 @@ class Row:
     error: str | None = None
     messages: list[Any] | None = None
     logprobs: list[Any] | None = None
+    prompt_logprobs: list[Any] | None = None
     parsed: Any = None
 
 
@@ -136,7 +137,7 @@ def build(
     samples : bool
         Whether to add the column ``sample``, after ``id``.
     optional : collection of str
-        Of ``"messages"``, ``"logprobs"``, ``"parsed"``: which to add at the end.
+        Of ``OPTIONAL``: which to add at the end.
 
     Returns
     -------

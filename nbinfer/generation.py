@@ -172,6 +172,10 @@ class GenerationParams(Params):
         Give the model the prompt as it is, without a chat template.
     adapter : str, optional
         A name out of ``ModelParams.adapters``.
+    prompt_logprobs : int, optional
+        Alternatives per token of the prompt whose log-probability is kept, 0 to 20.
+    priority : int, default 0
+        Requests with a lower one are served first, where the server was started for it.
 
     Raises
     ------
@@ -206,6 +210,10 @@ class GenerationParams(Params):
     skip_special_tokens: bool = checked(True, boolean())
     raw: bool = checked(False, boolean())
     adapter: str | None = checked(None, optional(text()))
+    prompt_logprobs: int | None = checked(
+        None, optional(Check("a whole number from 0 to 20", _logprobs))
+    )
+    priority: int = checked(0, integer())
 
 
 _WORDS = {"true": True, "false": False, "none": None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from .lease import Ticket, lease_for
@@ -23,21 +23,16 @@ class LocalRun(Run):
     ----------
     plan : Plan
         What must be resident.
-    wait : bool
-        Whether to wait while another engine computes on the same device.
     requests, **options
         As of ``Run``.
     """
 
-    def __init__(
-        self, plan: Plan, requests: Sequence[RowRequest], *, wait: bool = True, **options: Any
-    ) -> None:
+    def __init__(self, plan: Plan, requests: Sequence[RowRequest], **options: Any) -> None:
         super().__init__(requests, **options)
         self.plan = plan
         self.resident: Resident | None = None
         self.load_s = 0.0
         self.peak_bytes = 0
-        self._wait = wait
         self._sampler: PeakSampler | None = None
         self._stage = f"loading {plan.engine} · {plan.model}"
 
@@ -52,12 +47,11 @@ class LocalRun(Run):
         assert resident.worker is not None
         worker = resident.worker
         ticket = Ticket(resident, resident.label, lambda: self._mailbox.put({"ev": "granted"}))
-        lease = lease_for(self.plan.device)
         resident.runs += 1
         try:
             worker.send({"op": "begin", "run": self.run_id})
             worker.subscribe(self.run_id, self._mailbox.put)
-            granted = yield from self._take_turn(lease.request, ticket)
+            granted = yield from self._take_turn(self.plan.device, ticket)
             if granted:
                 self._sampler = PeakSampler(worker.pid, resident.seen)
                 with self._sampler:
@@ -67,7 +61,7 @@ class LocalRun(Run):
             if self._stop_at is None and self._done < len(self.requests):
                 worker.cancel(self.run_id)  # abandoned by whoever read the records
             worker.send({"op": "end", "run": self.run_id})
-            lease.release(ticket)
+            lease_for(self.plan.device).release(ticket)
             resident.runs -= 1
             resident.used_at = time.monotonic()
             self._note_peak(resident)
@@ -113,24 +107,6 @@ class LocalRun(Run):
             except queue.Empty:
                 continue
         return True
-
-    def _take_turn(
-        self, request: Callable[[Ticket], str | None], ticket: Ticket
-    ) -> Generator[Record, None, bool]:
-        if not self._wait:
-            return True
-        holder = request(ticket)
-        self._stage = f"waiting for {holder} to finish on the {self.plan.device}"
-        while True:
-            event = yield from self._next_event()
-            if event["ev"] == "granted":
-                return True
-            if event["ev"] == INTERRUPT:
-                self._interrupted()
-                return False
-            if event["ev"] == "died":
-                self._ended(event)
-                return False
 
     def _send(self, rows: list[dict[str, Any]]) -> None:
         assert self.resident is not None

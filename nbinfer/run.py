@@ -17,6 +17,7 @@ from typing import Any
 from . import settings
 from .errors import NbinferError
 from .frame import Row
+from .lease import Ticket, lease_for
 from .records import Delta, Finished, Outcome, Progress, Record, RowRequest, Stage
 
 __all__ = ["AHEAD", "Event", "Run", "new_run_id"]
@@ -45,6 +46,8 @@ class Run(abc.ABC):
         Filled in: how it ended.
     stream : bool
         Whether pieces of text are wanted as they are made.
+    wait : bool
+        Whether to wait while another engine computes on the same device.
     ahead : int
         How many rows the engine has at once, waiting or running.
     """
@@ -56,6 +59,7 @@ class Run(abc.ABC):
         run_id: str,
         outcome: Outcome,
         stream: bool = False,
+        wait: bool = True,
         ahead: int = AHEAD,
     ) -> None:
         self.requests = requests
@@ -63,6 +67,7 @@ class Run(abc.ABC):
         self.outcome = outcome
         self.sent_at = self.done_at = 0.0
         self._stream = stream
+        self._wait = wait
         self._ahead = ahead
         self._mailbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._pending: dict[int, list[str]] = {}  # rows that were sent: their text so far
@@ -121,6 +126,23 @@ class Run(abc.ABC):
                 return self._mailbox.get(timeout=HEARTBEAT_S)
             except queue.Empty:
                 yield Stage(self._stage)
+
+    def _take_turn(self, device: str, ticket: Ticket) -> Generator[Record, None, bool]:
+        """Wait for a device's lease, unless asked not to; whether the run may go on."""
+        if not self._wait:
+            return True
+        holder = lease_for(device).request(ticket)
+        self._stage = f"waiting for {holder} to finish on the {device}"
+        while True:
+            event = yield from self._next_event()
+            if event["ev"] == "granted":
+                return True
+            if event["ev"] == INTERRUPT:
+                self._interrupted()
+                return False
+            if event["ev"] == "died":
+                self._ended(event)
+                return False
 
     # ----------------------------------------------------------------------- rows
 
@@ -241,4 +263,5 @@ _FROM_EVENT = (
     "latency_s",
     "error",
     "logprobs",
+    "prompt_logprobs",
 )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from . import settings
-from .config import ModelParams
+from .config import ModelParams, RemoteParams
 from .engines import registry
 from .errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from .engines.base import InferenceEngine
 
 __all__ = ["Selection", "current", "for_engine", "model_for", "reset", "use"]
 
@@ -17,12 +21,24 @@ __all__ = ["Selection", "current", "for_engine", "model_for", "reset", "use"]
 class Selection:
     """An engine's name, and the model that it loads.
 
-    ``others`` are the ``engine=name`` given with it, for the engines that a later cell names.
+    ``others`` are the ``engine=name`` given with it, for the engines that a later cell names;
+    ``remote`` says where it is, of an engine that is a server.
     """
 
     engine: str
     model: ModelParams
     others: tuple[str, ...] = ()
+    remote: RemoteParams | None = None
+
+    def make(self) -> InferenceEngine:
+        """The engine itself; nothing is loaded.
+
+        Raises
+        ------
+        ConfigurationError, UnsupportedParameter
+            For what the engine cannot be loaded with.
+        """
+        return registry.engine_class(self.engine)(self.model, remote_params=self.remote)
 
 
 _chosen: Selection | None = None
@@ -80,23 +96,28 @@ def for_engine(
     engine: str | None,
     model: str | Sequence[str] | None = None,
     model_kwargs: dict[str, object] | None = None,
+    remote: Mapping[str, Any] | None = None,
 ) -> Selection:
     """The selection for what a command names, the chosen one where it names nothing.
 
-    ``model`` is what ``-m`` was given, as :func:`model_for` takes it.
+    ``model`` is what ``-m`` was given, as :func:`model_for` takes it; ``remote`` has fields of
+    ``RemoteParams``, which come before those of the settings.
     """
     chosen = current()
     name = engine or chosen.engine
     registry.spec(name)
+    where = chosen.remote if name == chosen.engine else None
+    if remote:
+        where = replace(where or settings.remote(name) or RemoteParams(), **remote)
     given = [model] if isinstance(model, str) else list(model or ())
     others = tuple(v for v in given if model_for("", [v]) is None) or chosen.others
     named = model_for(name, given)
     if named is None and not model_kwargs and name == chosen.engine:
-        return Selection(name, chosen.model, others)
+        return Selection(name, chosen.model, others, where)
     if named is None and name == chosen.engine:
         named = chosen.model.model_name
     named = named or model_for(name, chosen.others) or settings.current().default_model
-    return Selection(name, ModelParams(named, model_kwargs=model_kwargs or {}), others)
+    return Selection(name, ModelParams(named, model_kwargs=model_kwargs or {}), others, where)
 
 
 def use(selection: Selection) -> Selection:
@@ -108,7 +129,7 @@ def use(selection: Selection) -> Selection:
         For what the engine cannot be loaded with; then nothing is changed.
     """
     global _chosen
-    registry.engine_class(selection.engine)(selection.model)
+    selection.make()
     _chosen = selection
     return selection
 

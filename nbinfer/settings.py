@@ -26,6 +26,8 @@ from .validation import Params, checked, known_names
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .config import RemoteParams
+
 __all__ = [
     "Settings",
     "aliases",
@@ -34,6 +36,7 @@ __all__ = [
     "home",
     "python_of",
     "python_variable",
+    "remote",
     "reset",
 ]
 
@@ -89,6 +92,22 @@ def _aliases(value: Any) -> dict[str, str | dict[str, str]]:
     return found
 
 
+def _remotes(value: Any) -> dict[str, Any]:
+    from .config import RemoteParams
+    from .engines import registry
+
+    if not isinstance(value, Mapping):
+        raise TypeError
+    for name, given in value.items():
+        registry.spec(name)
+        if not isinstance(given, Mapping | RemoteParams):
+            raise TypeError
+    return {
+        name: given if isinstance(given, RemoteParams) else RemoteParams(**given)
+        for name, given in value.items()
+    }
+
+
 @known_names
 @dataclass(frozen=True, repr=False)
 class Settings(Params):
@@ -120,6 +139,10 @@ class Settings(Params):
     aliases : mapping, default {}
         Models by names of your own: each a model's name, or a mapping of engines and of
         ``"gguf"`` and ``"safetensors"`` to one. No environment variable.
+    remote : mapping, default {}
+        Where engines that are servers are: ``RemoteParams``, or a mapping of its fields, by the
+        engine's name (``[tool.nbinfer.remote.remote-vllm]``). No environment variable; a key
+        belongs into one, which ``api_key_env_varname`` names.
 
     Raises
     ------
@@ -143,6 +166,10 @@ class Settings(Params):
     auto_install: bool = checked(False, boolean())
     aliases: Mapping[str, str | Mapping[str, str]] = checked(
         {}, Check("a mapping of names to models, or to mappings of engines or forms", _aliases)
+    )
+
+    remote: Mapping[str, Any] = checked(
+        {}, Check("a mapping of engines to RemoteParams or their fields", _remotes)
     )
 
     def budget_bytes(self) -> int:
@@ -232,6 +259,12 @@ def configure(**changes: Any) -> Settings:
 def aliases() -> Mapping[str, str | Mapping[str, str]]:
     """Models by the user's own names, of ``[tool.nbinfer.aliases]`` or ``configure()``."""
     return current().aliases
+
+
+def remote(engine: str) -> RemoteParams | None:
+    """Where an engine that is a server is, by the settings."""
+    found: RemoteParams | None = current().remote.get(engine)
+    return found
 
 
 def reset() -> None:

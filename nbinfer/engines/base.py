@@ -68,12 +68,7 @@ class InferenceEngine(abc.ABC):
         self.generation_params = generation_params or GenerationParams()
         if not isinstance(self.model_params, ModelParams):
             raise ConfigurationError(f"model_params must be ModelParams, not {model_params!r:.80}")
-        if remote_params is not None:
-            raise UnsupportedParameter(
-                f"{self.name} runs on this machine and takes no remote_params",
-                parameter="remote_params",
-                engine=self.name,
-            )
+        self._check_remote(remote_params)
         self._check_model(self.model_params)
         self._check_generation(self.generation_params)
 
@@ -266,6 +261,15 @@ class InferenceEngine(abc.ABC):
             )
         self._check_generation(given)
         return given
+
+    def _check_remote(self, params: RemoteParams | None) -> None:
+        if params is not None:
+            raise UnsupportedParameter(
+                f"{self.name} runs on this machine and takes no remote_params",
+                parameter="remote_params",
+                engine=self.name,
+                engines=registry.supporting("server", of="features"),
+            )
 
     def _check_model(self, params: ModelParams) -> None:
         changed = set(params.to_dict(changed_only=True)) - {"model_name", "model_kwargs"}

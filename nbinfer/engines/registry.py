@@ -18,6 +18,10 @@ __all__ = ["Capabilities", "EngineSpec", "engine_class", "names", "spec", "specs
 COMMON = frozenset({"max_new_tokens", "temperature", "seed", "n", "raw"})
 SAMPLING = frozenset({"top_p", "top_k", "min_p", "repetition_penalty", "logit_bias"})
 PENALTIES = frozenset({"frequency_penalty", "presence_penalty"})
+STOPS = frozenset({"stop_strings", "stop_token_ids"})
+GUIDED = frozenset({"json", "regex", "choice", "grammar"})
+# What every server has: nothing is loaded here, and many rows are under way at once.
+SERVER = frozenset({"streaming", "continuous_batching", "server"})
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,8 @@ _SPECS = {
                 generation=COMMON
                 | SAMPLING
                 | PENALTIES
+                | STOPS
                 | {
-                    "stop_strings",
-                    "stop_token_ids",
                     "logprobs",
                     "num_beams",
                     "skip_special_tokens",
@@ -132,7 +135,7 @@ _SPECS = {
                         "device_map",
                     }
                 ),
-                guided_decoding=frozenset({"json", "regex", "choice", "grammar"}),
+                guided_decoding=GUIDED,
                 features=frozenset(
                     {"streaming", "cpu", "gguf", "safetensors", "quantization", "exec"}
                 ),
@@ -147,9 +150,8 @@ _SPECS = {
                 generation=COMMON
                 | SAMPLING
                 | PENALTIES
+                | STOPS
                 | {
-                    "stop_strings",
-                    "stop_token_ids",
                     "logprobs",
                     "skip_special_tokens",
                     "guided_decoding",
@@ -170,7 +172,7 @@ _SPECS = {
                         "processor_kwargs",
                     }
                 ),
-                guided_decoding=frozenset({"json", "regex", "choice", "grammar"}),
+                guided_decoding=GUIDED,
                 features=frozenset(
                     {
                         "streaming",
@@ -183,6 +185,66 @@ _SPECS = {
                         "vision",
                     }
                 ),
+            ),
+        ),
+        EngineSpec(
+            "remote-vllm",
+            "remote_vllm:RemoteVLLMInferenceEngine",
+            "a vLLM server: one model for many clients",
+            capabilities=Capabilities(
+                generation=COMMON
+                | SAMPLING
+                | PENALTIES
+                | STOPS
+                | {
+                    *("logprobs", "skip_special_tokens", "guided_decoding", "adapter"),
+                    *("prompt_logprobs", "priority"),
+                },
+                model=frozenset({"adapter_model", "adapters", "chat_template_kwargs"}),
+                guided_decoding=GUIDED,
+                features=SERVER | {"prefix_caching", "adapters", "vision"},
+            ),
+        ),
+        EngineSpec(
+            "sglang",
+            "sglang:SGLangInferenceEngine",
+            "an SGLang server: RadixAttention and structured outputs",
+            capabilities=Capabilities(
+                generation=COMMON
+                | SAMPLING
+                | PENALTIES
+                | STOPS
+                | {
+                    *("logprobs", "skip_special_tokens", "guided_decoding", "adapter"),
+                    *("prompt_logprobs", "priority"),
+                },
+                guided_decoding=GUIDED,
+                features=SERVER | {"prefix_caching", "adapters", "vision"},
+            ),
+        ),
+        EngineSpec(
+            "openai",
+            "openai:OpenAIInferenceEngine",
+            "OpenAI's API",
+            capabilities=Capabilities(
+                generation=COMMON
+                | PENALTIES
+                | {"top_p", "logit_bias", "stop_strings", "logprobs", "guided_decoding"},
+                guided_decoding=frozenset({"json"}),
+                features=SERVER | {"prefix_caching", "vision"},
+            ),
+        ),
+        EngineSpec(
+            "openai-compatible",
+            "openai:OpenAICompatibleInferenceEngine",
+            "any server that speaks OpenAI's API: llama.cpp's, Ollama, a gateway",
+            capabilities=Capabilities(
+                generation=COMMON
+                | SAMPLING
+                | PENALTIES
+                | {"stop_strings", "logprobs", "guided_decoding"},
+                guided_decoding=frozenset({"json"}),
+                features=SERVER | {"vision"},
             ),
         ),
         EngineSpec(

@@ -117,6 +117,8 @@ def _optional(prompts: Sequence[Prompt], params: GenerationParams) -> list[str]:
         columns.append("messages")
     if params.logprobs is not None:
         columns.append("logprobs")
+    if params.prompt_logprobs is not None:
+        columns.append("prompt_logprobs")
     if params.guided_decoding is not None and params.guided_decoding.json is not None:
         columns.append("parsed")
     return columns

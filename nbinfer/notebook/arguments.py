@@ -131,6 +131,23 @@ def _model_options(parser: Parser) -> None:
         help="how to load the model: one of the engine's model_kwargs, such as n_ctx=8192; "
         "ENGINE:KEY=VALUE for one engine alone",
     )
+    parser.add_argument(
+        "--url",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="where an engine that is a server is; several share the work; "
+        "ENGINE=URL for one engine alone",
+    )
+    parser.add_argument(
+        "-r",
+        "--remote",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="any other field of RemoteParams, such as num_workers=64 or "
+        "api_key_env_varname=NAME; ENGINE:KEY=VALUE for one engine alone",
+    )
 
 
 def _prompt_options(parser: Parser) -> None:

@@ -132,8 +132,10 @@ class Commands:
         path = getattr(options, "adapter", None)
         if path is not None:
             adapters = {**(model.adapters or {}), Path(path).name: path}
-            model = dataclasses.replace(model, adapters=adapters)
-        return registry.engine_class(chosen.engine)(model)
+            chosen = dataclasses.replace(
+                chosen, model=dataclasses.replace(model, adapters=adapters)
+            )
+        return chosen.make()
 
     def _asked(self, options: argparse.Namespace, body: str) -> tuple[Any, dict[str, Any]]:
         """The prompts, and what else ``infer`` is told of them."""
@@ -217,7 +219,7 @@ class Commands:
 
     def _engine_load(self, options: argparse.Namespace) -> None:
         chosen = _chosen(options.name, options)
-        engine = registry.engine_class(chosen.engine)(chosen.model).load()
+        engine = chosen.make().load()
         memory = engine.memory()["memory_bytes"]
         name = visible(chosen.model.model_name)
         size = "unknown memory" if memory is None else f"{memory / 1e6:,.0f} MB"
@@ -299,16 +301,37 @@ def _split(body: str, separator: str) -> list[str]:
 
 
 def _chosen(name: str | None, options: argparse.Namespace) -> selection.Selection:
-    """Engine and model of a command; ``-k ENGINE:KEY=VALUE`` is for that engine alone."""
+    """Engine, model and address of a command."""
     engine = name or selection.current().engine
+    remote = _settings(_own(engine, options.remote))
+    urls = [u.removeprefix(f"{engine}=") for u in options.url if _is_for(engine, u)]
+    if "api_key" in remote:
+        raise ConfigurationError(
+            "a key that is written into a cell is saved with the notebook",
+            hint="-r api_key_env_varname=NAME names the variable that holds it",
+        )
+    if urls:
+        remote["api_url"] = urls if len(urls) > 1 else urls[0]
+    kwargs = _settings(_own(engine, options.kwarg))
+    return selection.for_engine(name, options.model, kwargs, remote)
+
+
+def _own(engine: str, texts: list[str]) -> list[str]:
+    """Of ``KEY=VALUE`` and ``ENGINE:KEY=VALUE``, what is for this engine."""
     own = []
-    for text in options.kwarg:
+    for text in texts:
         prefix, colon, rest = text.partition(":")
         if not colon or prefix not in registry.names(hidden=True):
             own.append(text)
         elif prefix == engine:
             own.append(rest)
-    return selection.for_engine(name, options.model, _settings(own))
+    return own
+
+
+def _is_for(engine: str, text: str) -> bool:
+    """Whether ``VALUE`` or ``ENGINE=VALUE`` is for this engine."""
+    prefix, sign, _ = text.partition("=")
+    return not sign or prefix == engine or prefix not in registry.names(hidden=True)
 
 
 def _settings(texts: list[str]) -> dict[str, object]:

@@ -104,7 +104,7 @@ def _options(parser: Parser) -> list[str]:
 
 
 def _values(option: str, namespace: dict[str, Any]) -> list[str]:
-    from ..config import GenerationParams
+    from ..config import GenerationParams, RemoteParams
     from ..engines import registry
 
     if option in ("-e", "--engine"):
@@ -121,6 +121,9 @@ def _values(option: str, namespace: dict[str, Any]) -> list[str]:
             for n, v in namespace.items()
             if not n.startswith("_") and (isinstance(v, dict) or hasattr(v, "model_json_schema"))
         )
+    if option in ("-r", "--remote"):
+        left_out = ("api_key", "api_url")  # one must not be written here, the other is --url
+        return [f"{name}=" for name in RemoteParams.__dataclass_fields__ if name not in left_out]
     if option == "--set":
         return [f"{name}=" for name in GenerationParams.__dataclass_fields__]
     return []
