@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 
 from ..errors import ModelNotFound, ServerError
 from ..remote.exchange import Answer
 from ..remote.failures import from_exception, from_response
-from ..remote.openai import OpenAIWire, plain_fields
+from ..remote.openai import NEUTRAL, OpenAIWire, plain_fields
 from ..remote.service import Server, Service
 from .remote import RemoteEngine
 
@@ -21,6 +21,9 @@ _KINDS = ("json", "regex", "choice", "grammar")
 
 class VLLMWire(OpenAIWire):
     """vLLM's own fields: structured outputs, priority, log-probabilities of the prompt."""
+
+    # Else vLLM takes what the model's generation_config.json says.
+    explicit: ClassVar = {**NEUTRAL, "top_k": 0}
 
     def __init__(
         self,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from ..config import GenerationParams
 from ..errors import ConfigurationError
 from ..remote.exchange import Answer, Request
-from ..remote.openai import OpenAIWire
+from ..remote.openai import NEUTRAL, OpenAIWire
 from .remote import RemoteEngine
 
 __all__ = ["SGLangInferenceEngine", "SGLangWire"]
@@ -18,6 +18,9 @@ __all__ = ["SGLangInferenceEngine", "SGLangWire"]
 
 class SGLangWire(OpenAIWire):
     """SGLang's own fields: regex, EBNF, and its ``/generate`` for log-probabilities of prompts."""
+
+    # Else SGLang takes what the model's generation_config.json says.
+    explicit: ClassVar = {**NEUTRAL, "top_k": -1}
 
     def request(self, row: Mapping[str, Any], model: str) -> Request:
         if row["params"].get("prompt_logprobs") is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -17,6 +19,7 @@ from .service import Server
 __all__ = ["Answer", "Request", "Wire", "exchange", "fields"]
 
 # More than any answer: what a broken or hostile server may send before it is cut off.
+DRAIN_S = 0.5
 MOST_CHARACTERS = 64_000_000
 
 
@@ -163,15 +166,20 @@ async def _beginning(response: httpx.Response, most: int = 65_536) -> bytes:
 async def _stream(
     response: httpx.Response, wire: Wire, answer: Answer, heard: Callable[[Answer], None]
 ) -> None:
-    source = EventSource(cast(httpx.Response, _Bounded(response)))
-    async for event in source.aiter_sse():
+    events = EventSource(cast(httpx.Response, _Bounded(response))).aiter_sse()
+    async for event in events:
         if event.data == "[DONE]":
             answer.done = True
-            return
-        if not event.data:
-            continue
-        wire.event(event.event, _object(event.data), answer)
-        heard(answer)
+        elif event.data:
+            wire.event(event.event, _object(event.data), answer)
+            heard(answer)
+        if answer.done:
+            break
+    # A connection is kept for the next request only if its response was read to the end.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_S):
+            async for _ in events:
+                pass
 
 
 def _whole(content: bytes, wire: Wire, answer: Answer) -> None:

@@ -11,17 +11,17 @@ from typing import Any
 from .exchange import Answer, Request
 from .failures import from_body
 
-__all__ = ["DEFAULTS", "OpenAIWire", "plain_fields"]
+__all__ = ["NEUTRAL", "OpenAIWire", "plain_fields"]
 
-# What a server does anyway is not sent: fewer servers know min_p than temperature.
-DEFAULTS = {
+# Values that change nothing. They are not sent to a server that may not know the parameter.
+NEUTRAL = {
     "top_p": 1.0,
     "min_p": 0.0,
     "frequency_penalty": 0.0,
     "presence_penalty": 0.0,
     "repetition_penalty": 1.0,
-    "skip_special_tokens": True,
 }
+_DEFAULTS = {**NEUTRAL, "skip_special_tokens": True}
 _FINISH = {"stop": "stop", "length": "length", "tool_calls": "stop", "function_call": "stop"}
 
 
@@ -30,7 +30,7 @@ def plain_fields(params: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {
         name: params[name]
         for name in names
-        if params.get(name) is not None and params[name] != DEFAULTS.get(name)
+        if params.get(name) is not None and params[name] != _DEFAULTS.get(name)
     }
 
 
@@ -49,6 +49,8 @@ class OpenAIWire:
         *("top_k", "min_p", "repetition_penalty", "stop_token_ids", "skip_special_tokens"),
     )
     limit = "max_tokens"
+    # Sent where a row says nothing: what else would be the server's own, or its model's.
+    explicit: Mapping[str, Any] = {}
 
     def __init__(self, extra_body: Mapping[str, Any] | None = None) -> None:
         self._extra = dict(extra_body or {})
@@ -66,6 +68,7 @@ class OpenAIWire:
             "temperature": params["temperature"],
             "stream": True,
             "stream_options": {"include_usage": True},
+            **self.explicit,
             **plain_fields(params, *self.sampling),
         }
         if params.get("stop_strings"):

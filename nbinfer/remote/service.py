@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import httpx
 
 from ..checks import Address, Secret
 from ..config import RemoteParams
+from ..errors import ConfigurationError
 from ..measure import Seen
 from .failures import Failure, backoff, from_exception
 from .loop import loop
@@ -268,8 +270,12 @@ loop.closers.append(_close_all)
 
 
 def _authorities(verify: bool | str) -> Any:
-    import ssl
-
     if isinstance(verify, bool):
         return verify
-    return ssl.create_default_context(cafile=verify)
+    try:
+        return ssl.create_default_context(cafile=verify)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(
+            f"verify={verify!r:.200} is no file of certificate authorities: {error}",
+            hint="give a file in PEM format",
+        ) from None

@@ -7,6 +7,7 @@ import pytest
 from IPython.core.completer import provisionalcompleter
 
 from nbinfer import GenerationParams, settings
+from nbinfer.engines import registry
 from nbinfer.notebook.completion import ACTIONS, candidates
 
 
@@ -123,11 +124,11 @@ def complete(shell, text):
 
 def test_through_the_shell(shell):
     shell.user_ns.update(SPACE)
-    assert complete(shell, "%%infer -e ") == ["llamacpp", "native", "vllm"]
+    assert complete(shell, "%%infer -e ") == sorted(registry.names())
     assert complete(shell, "%%infer --data ") == ["table"]
     assert complete(shell, "%%infer -m smo") == ["smollm2-135m"]
     assert complete(shell, "%engine ") == sorted(ACTIONS)
-    assert complete(shell, "%engine load ") == ["llamacpp", "native", "vllm"]
+    assert complete(shell, "%engine load ") == sorted(registry.names())
     assert "--max-new-tokens" in complete(shell, "%%infer --")
     assert all(c.startswith("-") for c in complete(shell, "%%infer --"))
 

@@ -155,6 +155,22 @@ def test_the_parameters_page_says_refused_where_an_engine_refuses(place, engine)
         assert "refused" in text, field
 
 
+@pytest.mark.parametrize(
+    ("place", "engine"),
+    [(1, "remote-vllm"), (2, "sglang"), (3, "openai-compatible"), (4, "openai")],
+)
+def test_the_parameters_page_says_refused_where_a_server_is_not_asked(place, engine):
+    able = registry.spec(engine).capabilities.generation
+    seen = set()
+    for cells in table(PARAMETERS.split("<!-- servers -->", 1)[1]):
+        for field in named(cells[0]):
+            seen.add(field)
+            # openai has no raw prompts, which its own check refuses.
+            refused = field not in able or (engine, field) == ("openai", "raw")
+            assert cells[place].startswith("refused") is refused, field
+    assert seen == {f.name for f in fields(GenerationParams)}
+
+
 # ------------------------------------------------------------------------ commands
 
 
