@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .accessor import conversations, manifest, plot, summary
     from .comparison import compare
     from .config import GenerationParams, GuidedDecodingParams, ModelParams, RemoteParams
+    from .engines.anthropic import AnthropicInferenceEngine
     from .engines.base import InferenceEngine
     from .engines.echo import EchoInferenceEngine
     from .engines.llamacpp import LlamaCppInferenceEngine
@@ -62,6 +63,7 @@ _HOMES = {
     "accessor": ("conversations", "manifest", "plot", "summary"),
     "comparison": ("compare",),
     "config": ("GenerationParams", "GuidedDecodingParams", "ModelParams", "RemoteParams"),
+    "engines.anthropic": ("AnthropicInferenceEngine",),
     "engines.base": ("InferenceEngine",),
     "engines.echo": ("EchoInferenceEngine",),
     "engines.llamacpp": ("LlamaCppInferenceEngine",),
@@ -97,6 +99,7 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AnthropicInferenceEngine",
     "ConfigurationError",
     "Conversation",
     "DownloadError",

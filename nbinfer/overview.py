@@ -50,7 +50,11 @@ def engines() -> pd.DataFrame:
 
 def state_of(resident: Resident) -> str:
     """``"loading"``, ``"ready"``, ``"busy"`` or ``"crashed"``."""
-    return "busy" if resident.state == "ready" and resident.busy else resident.state
+    if resident.state != "ready":
+        return resident.state
+    if resident.worker is not None and not resident.worker.alive:
+        return "crashed"
+    return "busy" if resident.busy else "ready"
 
 
 def describe(resident: Resident) -> Mapping[str, Any]:

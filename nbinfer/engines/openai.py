@@ -84,11 +84,6 @@ class OpenAIInferenceEngine(RemoteEngine):
 
     def _check_generation(self, params: GenerationParams) -> None:
         super()._check_generation(params)
-        if params.raw:
-            raise ConfigurationError(
-                "openai serves chat models: it has no raw prompts",
-                hint="leave out raw, or use an engine that runs a base model",
-            )
         if params.temperature > 2:
             raise ConfigurationError(
                 f"openai takes a temperature of 0 to 2, got {params.temperature}"

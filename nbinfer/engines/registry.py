@@ -227,9 +227,19 @@ _SPECS = {
             "openai:OpenAIInferenceEngine",
             "OpenAI's API",
             capabilities=Capabilities(
-                generation=COMMON
+                generation=COMMON - {"raw"}
                 | PENALTIES
                 | {"top_p", "logit_bias", "stop_strings", "logprobs", "guided_decoding"},
+                guided_decoding=frozenset({"json"}),
+                features=SERVER | {"prefix_caching", "vision"},
+            ),
+        ),
+        EngineSpec(
+            "anthropic",
+            "anthropic:AnthropicInferenceEngine",
+            "Anthropic's Messages API",
+            capabilities=Capabilities(
+                generation=frozenset({"max_new_tokens", "n", "stop_strings", "guided_decoding"}),
                 guided_decoding=frozenset({"json"}),
                 features=SERVER | {"prefix_caching", "vision"},
             ),

@@ -124,7 +124,7 @@ class RemoteEngine(InferenceEngine):
 
     async def _ready(self, service: Service, adapters: Sequence[str] = ()) -> None:
         """Make sure that the servers are there and serve the model and its adapters."""
-        await discover(service)
+        await discover(service, self.key_variable)
         for name in check_model(service, self.served_name, self.library, adapters):
             await self._add_adapter(service, name)
 

@@ -23,7 +23,7 @@ class VLLMWire(OpenAIWire):
     """vLLM's own fields: structured outputs, priority, log-probabilities of the prompt."""
 
     # Else vLLM takes what the model's generation_config.json says.
-    explicit: ClassVar = {**NEUTRAL, "top_k": 0}
+    explicit: ClassVar[Mapping[str, Any]] = {**NEUTRAL, "top_k": 0}
 
     def __init__(
         self,

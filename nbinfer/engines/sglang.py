@@ -20,7 +20,7 @@ class SGLangWire(OpenAIWire):
     """SGLang's own fields: regex, EBNF, and its ``/generate`` for log-probabilities of prompts."""
 
     # Else SGLang takes what the model's generation_config.json says.
-    explicit: ClassVar = {**NEUTRAL, "top_k": -1}
+    explicit: ClassVar[Mapping[str, Any]] = {**NEUTRAL, "top_k": -1}
 
     def request(self, row: Mapping[str, Any], model: str) -> Request:
         if row["params"].get("prompt_logprobs") is not None:

@@ -25,8 +25,10 @@ _LISTED = 20
 _OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
 
 
-async def discover(service: Service) -> None:
+async def discover(service: Service, key_variable: str = "") -> None:
     """Ask every server of a service, all at once, and keep what they say in ``facts``.
+
+    ``key_variable`` is where a key is looked for, for the message that one is wanted.
 
     Raises
     ------
@@ -43,7 +45,7 @@ async def discover(service: Service) -> None:
     lost = [(s, f) for s, f in zip(service.servers, found, strict=True) if f is not None]
     for server, failure in lost:
         if not failure.down:
-            raise _refusal(service, server, failure)
+            raise _refusal(service, server, failure, key_variable)
     if len(lost) == len(service.servers):
         words = "; ".join(f"{s.shown}: {f.message}" for s, f in lost)
         raise ServerUnreachable(
@@ -56,12 +58,15 @@ async def discover(service: Service) -> None:
     service.known = not lost
 
 
-def _refusal(service: Service, server: Server, failure: Failure) -> ServerError:
+def _refusal(service: Service, server: Server, failure: Failure, key_variable: str) -> ServerError:
     said = service.scrubbed(failure.message)
     if failure.status in (401, 403):
         return ServerError(
             f"{server.shown} refuses the key that it was given, or wants one: {said}",
-            hint="RemoteParams(api_key_env_varname=NAME) names the variable that holds it.",
+            hint=f"Set {key_variable}"
+            + ", or name another by RemoteParams(api_key_env_varname=NAME)."
+            if key_variable
+            else "RemoteParams(api_key_env_varname=NAME) names the variable that holds it.",
         )
     return ServerError(f"{server.shown} cannot be used: {said}")
 

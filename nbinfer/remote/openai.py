@@ -6,7 +6,7 @@ Written against OpenAI's reference; vLLM, SGLang and llama.cpp add to it in thei
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from .exchange import Answer, Request
 from .failures import from_body
@@ -50,7 +50,7 @@ class OpenAIWire:
     )
     limit = "max_tokens"
     # Sent where a row says nothing: what else would be the server's own, or its model's.
-    explicit: Mapping[str, Any] = {}
+    explicit: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, extra_body: Mapping[str, Any] | None = None) -> None:
         self._extra = dict(extra_body or {})

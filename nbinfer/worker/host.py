@@ -167,7 +167,8 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return not self._ended.is_set()
+        # The process itself is looked at too: ending its session and telling takes a moment.
+        return not self._ended.is_set() and self._process.returncode is None
 
     def send(self, message: Event) -> None:
         """Queue a message; a worker that does not read never blocks the caller."""

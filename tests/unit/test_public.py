@@ -15,6 +15,7 @@ import pytest
 import nbinfer
 
 NAMES = [
+    "AnthropicInferenceEngine",
     "ConfigurationError",
     "Conversation",
     "DownloadError",

@@ -165,9 +165,7 @@ def test_the_parameters_page_says_refused_where_a_server_is_not_asked(place, eng
     for cells in table(PARAMETERS.split("<!-- servers -->", 1)[1]):
         for field in named(cells[0]):
             seen.add(field)
-            # openai has no raw prompts, which its own check refuses.
-            refused = field not in able or (engine, field) == ("openai", "raw")
-            assert cells[place].startswith("refused") is refused, field
+            assert cells[place].startswith("refused") is (field not in able), field
     assert seen == {f.name for f in fields(GenerationParams)}
 
 

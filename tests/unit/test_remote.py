@@ -100,10 +100,14 @@ def test_ttft_is_the_first_content_and_not_the_first_byte(server):
         await call.end()
 
     server.script = script
-    row = made(server).infer("x").loc[0]
-    assert 0.3 <= row["ttft_s"] < 0.45
-    assert 0.2 <= row["tpot_s"] < 0.3
-    assert 0.5 <= row["latency_s"] < 0.65
+    engine = made(server).load()
+    began = time.monotonic()
+    row = engine.infer("x").loc[0]
+    wall_s = time.monotonic() - began
+    assert row["ttft_s"] >= 0.3
+    assert row["latency_s"] - row["ttft_s"] >= 0.2
+    assert row["tpot_s"] == pytest.approx(row["latency_s"] - row["ttft_s"])
+    assert wall_s - row["latency_s"] >= 0.2
 
 
 def test_what_the_server_does_not_tell_is_unknown(server):
@@ -155,8 +159,7 @@ def test_reasoning_is_no_part_of_the_answer_but_its_tokens_count(server):
     server.script = script
     row = made(server).infer("x").loc[0]
     assert row["output"] == "yes"
-    assert row["ttft_s"] < 0.15
-    assert row["latency_s"] >= 0.2
+    assert row["latency_s"] - row["ttft_s"] >= 0.2
 
 
 # --------------------------------------------------------------------------- requests
@@ -328,7 +331,7 @@ def test_what_an_engine_cannot_honour_is_refused_before_anything_is_sent(server)
     with pytest.raises(UnsupportedParameter, match="openai cannot honour top_k=4") as caught:
         made(server, OpenAIInferenceEngine).infer("x", GenerationParams(top_k=4))
     assert "remote-vllm" in caught.value.engines
-    with pytest.raises(ConfigurationError, match="no raw prompts"):
+    with pytest.raises(UnsupportedParameter, match="openai cannot honour raw=True"):
         made(server, OpenAIInferenceEngine).infer("x", GenerationParams(raw=True))
     with pytest.raises(UnsupportedParameter, match="takes no remote_params"):
         nbinfer.LlamaCppInferenceEngine(remote_params=RemoteParams())
