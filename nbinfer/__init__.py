@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         LoadError,
         ModelNotFound,
         NbinferError,
+        OutputError,
         RunInterrupted,
         TemplateError,
         UnsupportedParameter,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from .notebook.panel import panel
     from .overview import engines
     from .residents import shutdown
+    from .rowstore import read_rows
     from .runstore import last
     from .settings import configure
 
@@ -74,6 +76,7 @@ _HOMES = {
         "LoadError",
         "ModelNotFound",
         "NbinferError",
+        "OutputError",
         "RunInterrupted",
         "TemplateError",
         "UnsupportedParameter",
@@ -81,6 +84,7 @@ _HOMES = {
     "messages": ("Conversation", "ImagePart", "Message", "Role", "TextPart"),
     "notebook.panel": ("panel",),
     "residents": ("shutdown",),
+    "rowstore": ("read_rows",),
     "runstore": ("last",),
     "settings": ("configure",),
 }
@@ -105,6 +109,7 @@ __all__ = [
     "ModelParams",
     "NativeTextInferenceEngine",
     "NbinferError",
+    "OutputError",
     "RemoteParams",
     "Role",
     "RunInterrupted",
@@ -124,6 +129,7 @@ __all__ = [
     "manifest",
     "panel",
     "plot",
+    "read_rows",
     "shutdown",
     "summary",
     "uninstall",

@@ -82,6 +82,12 @@ def _parser() -> argparse.ArgumentParser:
         help="embedded name, path, hub id or alias; ENGINE=MODEL for one engine alone",
     )
     add("-o", "--output", type=Path, help="write rows to a .csv, .jsonl or .parquet file")
+    add(
+        "--resume",
+        type=Path,
+        metavar="PATH",
+        help="keep each answer in this file (answers.db) as it comes, and go on from what it has",
+    )
     add("--system", help="system message")
     add("--max-new-tokens", type=int)
     add("--temperature", type=float)
@@ -135,7 +141,12 @@ def _infer(options: argparse.Namespace) -> int:
     chosen = for_engine(options.engine, options.model)
     engine = registry.engine_class(chosen.engine)(chosen.model)
     try:
-        frame = engine.infer(prompts, GenerationParams(**values), system=options.system)
+        frame = engine.infer(
+            prompts,
+            GenerationParams(**values),
+            system=options.system,
+            output_path=options.resume,
+        )
     except (RunInterrupted, NbinferError) as error:
         if error.frame is not None and options.output is not None:
             WRITERS[options.output.suffix](error.frame, options.output)

@@ -12,6 +12,7 @@
          ├─ EngineNotInstalled                the engine's library is in no environment
          ├─ LoadError                         the library refused the model; the text has the cause
          ├─ ExecutionError                    a cell of %%engine_exec raised; its traceback is kept
+         ├─ OutputError                       output_path cannot be written; finished rows are kept
          └─ EngineCrashed                     the engine's process died; finished rows are kept
     KeyboardInterrupt
      └─ RunInterrupted                        the user stopped a run; finished rows are kept
@@ -36,6 +37,7 @@ __all__ = [
     "LoadError",
     "ModelNotFound",
     "NbinferError",
+    "OutputError",
     "RunInterrupted",
     "TemplateError",
     "UnsupportedParameter",
@@ -144,6 +146,10 @@ class ExecutionError(NbinferError):
     def __init__(self, message: str, *, worker_traceback: str, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.worker_traceback = worker_traceback
+
+
+class OutputError(NbinferError):
+    """The file of ``output_path`` could not be written in the middle of a run: a full disk."""
 
 
 class EngineCrashed(NbinferError):
