@@ -1,9 +1,4 @@
-"""A run's answers in a file, written as they come: what ``output_path`` makes and resumes.
-
-A row's key is its id and its sample, and beside it stands a fingerprint of what was asked. So a
-run that was killed goes on where it stopped, equal prompts stay rows of their own, and an answer
-to another question is never taken for one's own.
-"""
+"""A run's answers in a file, written as they come: what ``output_path`` makes and resumes."""
 
 from __future__ import annotations
 
@@ -14,7 +9,7 @@ import json
 import queue
 import sqlite3
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +19,7 @@ from .config import GenerationParams
 from .errors import ConfigurationError, OutputError
 from .frame import Row
 from .records import Delta, Finished, Outcome, Progress, Record, RowRequest
-from .rowkeys import Asked, keys, other_prompt
+from .resume import Asked, keys, other_prompt
 from .structured import parse
 
 if TYPE_CHECKING:
@@ -34,25 +29,12 @@ if TYPE_CHECKING:
 
     from .engines.base import EngineRun
 
-__all__ = ["RowStore", "Unstored", "opened", "read_rows"]
+__all__ = ["RowStore", "read_rows"]
 
 ANSWERED = ("stop", "length")
 # Rows that finish within this time share a commit, and with it the wait for the disk.
 GATHER_S = 0.02
 _FIELDS = tuple(field.name for field in dataclasses.fields(Row))
-
-
-class Unstored:
-    """The rows of a run without ``output_path``: they are in memory alone."""
-
-    resumed = 0
-
-    def __init__(self, requests: Sequence[RowRequest]) -> None:
-        self.left = requests
-
-    def records(self, run: EngineRun) -> Generator[Record, None, None]:
-        """The run's records, as they are."""
-        return run.records()
 
 
 class RowStore:
@@ -200,29 +182,6 @@ class RowStore:
         self._ending.set()
         self._waiting.put(None)
         self._writer.join()
-
-
-@contextlib.contextmanager
-def opened(
-    path: str | os.PathLike[str] | None, requests: Sequence[RowRequest], asked: Asked, run_id: str
-) -> Iterator[RowStore | Unstored]:
-    """The store of a run: a file, which no other run writes to until the block ends, or none.
-
-    Raises
-    ------
-    ConfigurationError
-        For a place that cannot be written, a file that is not ours or of another run, and one
-        that another run is writing to. It is left as it is.
-    """
-    if path is None:
-        yield Unstored(requests)
-        return
-    place = rowfile.checked(path)
-    with rowfile.locked(place):
-        with rowfile.told(place, "written"):
-            store = RowStore(place, requests, asked, run_id)
-        with contextlib.closing(store):
-            yield store
 
 
 def read_rows(path: str | os.PathLike[str]) -> pd.DataFrame:

@@ -11,14 +11,13 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from .. import frame as frames
-from .. import interrupts, rowstore
+from .. import interrupts, resume
 from ..checks import integer
 from ..config import GenerationParams, ModelParams, RemoteParams
 from ..errors import ConfigurationError, UnsupportedParameter
 from ..progress import Reporter, reporter
 from ..prompts import Prompt, Prompts, is_frame, normalise
 from ..records import Finished, Outcome, Record, RowRequest
-from ..rowkeys import Asked
 from ..run import AHEAD, new_run_id
 from ..structured import parse
 from . import registry
@@ -208,8 +207,9 @@ class InferenceEngine(abc.ABC):
         self._check_prompts(listed)
         ahead = AHEAD if batch_size is None else integer(1)("batch_size", batch_size)
         requests, run_id = self._requests(listed, params), new_run_id()
-        asked = Asked(self.name, self.model_params, params)
-        with rowstore.opened(output_path, requests, asked, run_id) as store:
+        with resume.opened(
+            output_path, requests, engine=self, params=params, run_id=run_id
+        ) as store:
             outcome = Outcome()
             run = self._open_run(
                 store.left, run_id=run_id, outcome=outcome, stream=stream, wait=wait, ahead=ahead

@@ -1,18 +1,75 @@
-"""Which answers of a file are this run's: keys, fingerprints, and what differs."""
+"""Going on from a file: what a run asks, and which answers of the file are therefore its own.
+
+A row's key is its id and its sample, and beside it stands a fingerprint of what was asked. So
+equal prompts stay rows of their own, and an answer to another question is never taken for one's
+own.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .config import GenerationParams, ModelParams
 from .errors import ConfigurationError
-from .records import RowRequest
+from .records import Record, RowRequest
 
-__all__ = ["Asked", "keys", "other_prompt"]
+if TYPE_CHECKING:
+    from .engines.base import EngineRun, InferenceEngine
+    from .rowstore import RowStore
+
+__all__ = ["Asked", "Unstored", "keys", "opened", "other_prompt"]
+
+
+class Unstored:
+    """The rows of a run without ``output_path``: they are in memory alone."""
+
+    resumed = 0
+
+    def __init__(self, requests: Sequence[RowRequest]) -> None:
+        self.left = requests
+
+    def records(self, run: EngineRun) -> Generator[Record, None, None]:
+        """The run's records, as they are."""
+        return run.records()
+
+
+@contextlib.contextmanager
+def opened(
+    path: str | os.PathLike[str] | None,
+    requests: Sequence[RowRequest],
+    *,
+    engine: InferenceEngine,
+    params: GenerationParams,
+    run_id: str,
+) -> Iterator[RowStore | Unstored]:
+    """Where a run's rows are kept: a file, locked until the block ends, or memory alone.
+
+    Raises
+    ------
+    ConfigurationError
+        For a place that cannot be written, a file that is not ours or of another run, and one
+        that another run is writing to. It is left as it is.
+    """
+    if path is None:
+        yield Unstored(requests)
+        return
+    # Not before it is needed: a Python that was built without SQLite runs all the rest.
+    from . import rowfile
+    from .rowstore import RowStore
+
+    place = rowfile.checked(path)
+    with rowfile.locked(place):
+        with rowfile.told(place, "written"):
+            asked = Asked(engine.name, engine.model_params, params)
+            store = RowStore(place, requests, asked, run_id)
+        with contextlib.closing(store):
+            yield store
 
 
 class Asked:
@@ -56,8 +113,8 @@ class Asked:
             then = {**default.to_dict(), **known[part]}  # a field may be newer than the file
             differ += [(n, then.get(n), now.get(n)) for n in now if then.get(n) != now.get(n)]
         if differ:
-            was = ", ".join(f"{name}={before!r:.80}" for name, before, _ in differ)
-            is_now = ", ".join(f"{name}={after!r:.80}" for name, _, after in differ)
+            was = ", ".join(f"{name}={before!r:.200}" for name, before, _ in differ)
+            is_now = ", ".join(f"{name}={after!r:.200}" for name, _, after in differ)
             raise ConfigurationError(
                 f"{place} was written with {was}, and this run has {is_now}",
                 hint="run with the same, or name another file",
