@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .checks import path_text
 from .errors import ConfigurationError
 
 __all__ = [
@@ -31,8 +32,9 @@ __all__ = [
 
 APPLICATION = 0x6E62696E  # "nbin", in the file's header: that it is one of ours
 FORMAT = 1
-# How long another program that reads the file may hold up a commit before we look again.
-BUSY_S = 5.0
+# How long another program that reads the file may hold up a commit before we look again; and
+# how long a reader waits between the commits of a slow disk.
+BUSY_S, READER_BUSY_S = 5.0, 60.0
 _EXPORTS = {".csv": "df.to_csv", ".jsonl": "df.to_json", ".parquet": "df.to_parquet"}
 _SCHEMA = (
     f"PRAGMA application_id={APPLICATION}",
@@ -53,7 +55,8 @@ def checked(path: str | os.PathLike[str]) -> Path:
     ConfigurationError
         For a folder, a place in no folder, or a suffix that promises another format.
     """
-    place = Path(path).expanduser().absolute()
+    # Resolved, because the lock is of the file and not of one of its names.
+    place = Path(path_text()("output_path", path)).expanduser().resolve()
     export = _EXPORTS.get(place.suffix.lower())
     if export is not None:
         raise ConfigurationError(
@@ -111,9 +114,9 @@ def connect(place: Path, mode: str) -> sqlite3.Connection:
     comes next.
     """
     return sqlite3.connect(
-        f"{place.absolute().as_uri()}?mode={mode}",
+        f"{place.as_uri()}?mode={mode}",
         uri=True,
-        timeout=BUSY_S,
+        timeout=BUSY_S if mode == "rwc" else READER_BUSY_S,
         isolation_level=None,
         check_same_thread=False,  # opened and closed by the run, used by its writer
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from . import frame as frames
 from . import rowfile
+from .checks import path_text
 from .config import GenerationParams
 from .errors import ConfigurationError, OutputError
 from .frame import Row
@@ -204,7 +205,7 @@ def read_rows(path: str | os.PathLike[str]) -> pd.DataFrame:
     ConfigurationError
         Without such a file, or for one of another kind.
     """
-    place = Path(path).expanduser()
+    place = Path(path_text()("path", path)).expanduser().resolve()
     with (
         rowfile.told(place, "read"),
         contextlib.closing(rowfile.connect(place, "rw")) as connection,

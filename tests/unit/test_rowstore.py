@@ -14,6 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
+import hypothesis
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -230,6 +231,7 @@ VALUES = {
 }
 
 
+@hypothesis.settings(deadline=None)
 @given(st.builds(Row, **VALUES))
 def test_every_field_of_a_row_survives(row):
     assert set(VALUES) == {field.name for field in dataclasses.fields(Row)}
@@ -578,6 +580,47 @@ def test_a_file_that_another_thread_writes_to(clean, path):
 
 
 # ----------------------------------------------------------------- in the middle of it
+
+
+def test_a_file_that_is_removed(clean, path):
+    engine = echo(token_s=0.005, slots=4).load()
+
+    class Removes(Kept):
+        def __call__(self, record):
+            super().__call__(record)
+            if len(self.of(Finished)) == 20:
+                path.unlink(missing_ok=True)
+
+    with pytest.raises(OutputError, match="cannot be written") as caught:
+        engine.infer(["a b c"] * 200, output_path=path, progress=Removes())
+    assert len(caught.value.frame) == 200
+    assert engine.infer(["a"], output_path=path)["output"].tolist() == ["a"]
+
+
+def test_another_name_of_the_same_file(written):
+    link = written.parent / "answers.db.link"
+    link.symlink_to(written)
+    engine = echo()
+    place = rowfile.checked(written)
+    with rowfile.locked(place), pytest.raises(ConfigurationError, match="another run is writing"):
+        engine.infer(PROMPTS, output_path=link)
+    assert resumed(engine.infer(PROMPTS, output_path=link)) == 3
+    link.unlink()
+
+
+@pytest.mark.parametrize("value", [7, "", b"answers.db", True])
+def test_what_is_no_path(clean, value):
+    with pytest.raises(ConfigurationError, match="output_path must be"):
+        echo().infer("x", output_path=value)
+
+
+def test_what_was_read_can_be_shown_and_summed_up(written):
+    frame = nbinfer.read_rows(written)
+    assert "3 rows" in frame_text(frame)
+    line = frame.infer.summary().iloc[0]
+    assert (line["rows"], line["output_tokens"]) == (3, 6)
+    assert pd.isna(line["wall_s"])
+    assert frame["model_memory_bytes"].isna().all()
 
 
 @contextlib.contextmanager
