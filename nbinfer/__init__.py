@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         LoadError,
         ModelNotFound,
         NbinferError,
+        OutputError,
         RunInterrupted,
         ServerError,
         ServerUnreachable,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from .notebook.panel import panel
     from .overview import engines
     from .residents import shutdown
+    from .rowstore import read_rows
     from .runstore import last
     from .settings import configure
 
@@ -84,6 +86,7 @@ _HOMES = {
         "LoadError",
         "ModelNotFound",
         "NbinferError",
+        "OutputError",
         "RunInterrupted",
         "ServerError",
         "ServerUnreachable",
@@ -93,6 +96,7 @@ _HOMES = {
     "messages": ("Conversation", "ImagePart", "Message", "Role", "TextPart"),
     "notebook.panel": ("panel",),
     "residents": ("shutdown",),
+    "rowstore": ("read_rows",),
     "runstore": ("last",),
     "settings": ("configure",),
 }
@@ -120,6 +124,7 @@ __all__ = [
     "NbinferError",
     "OpenAICompatibleInferenceEngine",
     "OpenAIInferenceEngine",
+    "OutputError",
     "RemoteParams",
     "RemoteVLLMInferenceEngine",
     "Role",
@@ -143,6 +148,7 @@ __all__ = [
     "manifest",
     "panel",
     "plot",
+    "read_rows",
     "shutdown",
     "summary",
     "uninstall",

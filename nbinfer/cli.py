@@ -90,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
         help="any other field of RemoteParams (a key: api_key_env_varname=NAME)",
     )
     add("-o", "--output", type=Path, help="write rows to a .csv, .jsonl or .parquet file")
+    add(
+        "--resume",
+        type=Path,
+        metavar="PATH",
+        help="keep each answer in this file (answers.db) as it comes, and go on from what it has",
+    )
     add("--system", help="system message")
     add("--max-new-tokens", type=int)
     add("--temperature", type=float)
@@ -146,7 +152,12 @@ def _infer(options: argparse.Namespace) -> int:
     chosen = for_engine(options.engine, options.model, remote=remote)
     engine = chosen.make()
     try:
-        frame = engine.infer(prompts, GenerationParams(**values), system=options.system)
+        frame = engine.infer(
+            prompts,
+            GenerationParams(**values),
+            system=options.system,
+            output_path=options.resume,
+        )
     except (RunInterrupted, NbinferError) as error:
         if error.frame is not None and options.output is not None:
             WRITERS[options.output.suffix](error.frame, options.output)

@@ -63,6 +63,11 @@ def compare(
             )
         return accessor.compare(cast("pd.DataFrame", what))
     engines = list(cast("Sequence[InferenceEngine]", what))
+    if options.get("output_path") is not None:
+        raise ConfigurationError(
+            "a comparison has no output_path: a file holds one engine's rows",
+            hint="run each with engine.infer(..., output_path=...), and compare(pd.concat(frames))",
+        )
     _check(engines, generation_params)
     frames: list[pd.DataFrame] = []
     for engine in engines:

@@ -14,6 +14,7 @@
          ├─ ServerError                   a server refused us, or could not be used or started
          │   └─ ServerUnreachable         no server answers at the address, or none any more
          ├─ ExecutionError                    a cell of %%engine_exec raised; its traceback is kept
+         ├─ OutputError                       output_path cannot be written; finished rows are kept
          └─ EngineCrashed                     the engine's process died; finished rows are kept
     KeyboardInterrupt
      └─ RunInterrupted                        the user stopped a run; finished rows are kept
@@ -38,6 +39,7 @@ __all__ = [
     "LoadError",
     "ModelNotFound",
     "NbinferError",
+    "OutputError",
     "RunInterrupted",
     "ServerError",
     "ServerUnreachable",
@@ -156,6 +158,10 @@ class ExecutionError(NbinferError):
     def __init__(self, message: str, *, worker_traceback: str, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.worker_traceback = worker_traceback
+
+
+class OutputError(NbinferError):
+    """The file of ``output_path`` could not be written in the middle of a run: a full disk."""
 
 
 class EngineCrashed(NbinferError):

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COLUMNS", "OPTIONAL", "Row", "build", "fetch_pandas", "jsonable"]
+    from .config import GenerationParams
+
+__all__ = ["COLUMNS", "OPTIONAL", "Row", "build", "fetch_pandas", "jsonable", "optional_columns"]
 
 # Name and dtype, in order. Unknown is NA, never 0: hence the nullable types.
 COLUMNS: Mapping[str, str | None] = {
@@ -161,6 +163,20 @@ def build(
     frame = pd.DataFrame(columns)
     frame.attrs["nbinfer"] = jsonable(facts)
     return frame
+
+
+def optional_columns(rows: Sequence[Row], params: GenerationParams) -> list[str]:
+    """Which of the optional columns a run's rows have something to say in."""
+    columns = []
+    if any(row.messages is not None and len(row.messages) > 1 for row in rows):
+        columns.append("messages")
+    if params.logprobs is not None:
+        columns.append("logprobs")
+    if params.prompt_logprobs is not None:
+        columns.append("prompt_logprobs")
+    if params.guided_decoding is not None and params.guided_decoding.json is not None:
+        columns.append("parsed")
+    return columns
 
 
 def _inputs(

@@ -83,8 +83,9 @@ class StatusLine(Silent):
         speed = self._speed()
         if speed:
             parts.append(f"{speed:.0f} tok/s")
-        if progress.done and progress.done < progress.rows:
-            left = progress.seconds * (progress.rows - progress.done) / progress.done
+        made = progress.done - progress.resumed
+        if made and progress.done < progress.rows:
+            left = progress.seconds * (progress.rows - progress.done) / made
             parts.append(f"{_clock(left)} left")
         else:
             parts.append(f"{now - self._began:.0f} s")

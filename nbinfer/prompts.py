@@ -16,7 +16,7 @@ from .messages import Conversation, Message, Role
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Prompt", "Prompts", "fill", "normalise", "placeholders"]
+__all__ = ["Prompt", "Prompts", "fill", "is_frame", "normalise", "placeholders"]
 
 Prompts = Any  # a str, Conversation, DataFrame, or a sequence of str, Conversation, message lists
 
@@ -131,7 +131,7 @@ def normalise(
             "a system message needs a chat template, and raw prompts have none",
             hint="put the text at the head of the prompt itself",
         )
-    if _is_frame(prompts):
+    if is_frame(prompts):
         pairs = list(_from_frame(prompts, template, variables or {}))
     elif template is not None:
         raise TemplateError("a template needs a DataFrame to fill it")
@@ -142,9 +142,10 @@ def normalise(
     return [_prompt(position, value, system, raw) for position, value in pairs]
 
 
-def _is_frame(value: Any) -> bool:
-    pandas = sys.modules.get("pandas")  # if it was never imported, this is no DataFrame
-    return pandas is not None and isinstance(value, pandas.DataFrame)
+def is_frame(value: Any) -> bool:
+    """Whether it is a DataFrame."""
+    # While pandas is not imported, or only half, in fetch_pandas' thread, nothing is one.
+    return isinstance(value, getattr(sys.modules.get("pandas"), "DataFrame", ()))
 
 
 def _listed(prompts: Any) -> Sequence[Any]:

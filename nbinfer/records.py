@@ -60,7 +60,8 @@ class Delta:
 class Progress:
     """Running totals: rows done of all, tokens made, prompt tokens in the cache of those begun.
 
-    ``seconds`` is the time since the first row was sent.
+    ``seconds`` is the time since the first row was sent. ``resumed`` of the rows done came from a
+    file and took none of it.
     """
 
     done: int
@@ -69,6 +70,7 @@ class Progress:
     prefilled: int
     prompt_tokens: int
     seconds: float
+    resumed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .. import frame as frames
-from .. import interrupts
+from .. import interrupts, resume
+from ..checks import integer
 from ..config import GenerationParams, ModelParams, RemoteParams
 from ..errors import ConfigurationError, UnsupportedParameter
 from ..progress import Reporter, reporter
-from ..prompts import Prompt, Prompts, normalise
+from ..prompts import Prompt, Prompts, is_frame, normalise
 from ..records import Finished, Outcome, RowRequest
 from ..run import AHEAD, Run, new_run_id
 from ..structured import parse
@@ -25,6 +26,8 @@ from .results import conclude
 from .stream import TextStream
 
 if TYPE_CHECKING:
+    import os
+
     import pandas as pd
 
 __all__ = ["InferenceEngine"]
@@ -133,6 +136,7 @@ class InferenceEngine(abc.ABC):
         wait: bool = True,
         progress: bool | Reporter | None = None,
         stream: bool = False,
+        output_path: str | os.PathLike[str] | None = None,
     ) -> pd.DataFrame:
         """Complete every prompt; one row for each completion.
 
@@ -159,6 +163,10 @@ class InferenceEngine(abc.ABC):
             By default shown in notebooks and terminals after half a second.
         stream : bool
             Pass pieces of text to ``progress`` as they are made.
+        output_path : str or path, optional
+            An SQLite file (``answers.db``) that each answer is written to as it comes. If it is
+            there, the run goes on from it: its answers are not asked for again, and rows that
+            failed or were cancelled are. ``nbinfer.read_rows`` looks into it.
 
         Returns
         -------
@@ -169,10 +177,11 @@ class InferenceEngine(abc.ABC):
         Raises
         ------
         ConfigurationError, UnsupportedParameter
-            Before anything runs.
+            Before anything runs; also for an ``output_path`` that holds other prompts, another
+            model or other parameters, or that another run is writing to.
         RunInterrupted
             When the user stops it; ``.frame`` holds all rows, the finished ones answered.
-        EngineCrashed, LoadError, ...
+        EngineCrashed, LoadError, OutputError, ...
             When the whole run ends; ``.frame`` holds what was done.
         """
         params = self._params(generation_params)
@@ -180,31 +189,34 @@ class InferenceEngine(abc.ABC):
             prompts, template=template, variables=variables, system=system, raw=params.raw
         )
         self._check_prompts(listed)
-        ahead = _checked_batch_size(batch_size)
-        requests = self._requests(listed, params)
-        outcome = Outcome()
-        run = self._open_run(
-            requests, run_id=new_run_id(), outcome=outcome, stream=stream, wait=wait, ahead=ahead
-        )
-        frames.fetch_pandas()
-        started = time.monotonic()
-        rows: list[frames.Row] = []
-        with interrupts.guard() as guard, guard.listening(run.stop):
-            with reporter(progress) as report:
-                for record in run.records():
-                    if isinstance(record, Finished):
-                        rows.append(parse(record.row, params))
-                    report(record)
-            outcome.interrupted = guard.take() or outcome.interrupted
-            return conclude(
-                self,
-                run,
-                rows,
-                params,
-                started=started,
-                prompts=listed,
-                inputs=prompts if _is_frame(prompts) else None,
+        ahead = AHEAD if batch_size is None else integer(1)("batch_size", batch_size)
+        requests, run_id = self._requests(listed, params), new_run_id()
+        with resume.opened(
+            output_path, requests, engine=self, params=params, run_id=run_id
+        ) as store:
+            outcome = Outcome()
+            run = self._open_run(
+                store.left, run_id=run_id, outcome=outcome, stream=stream, wait=wait, ahead=ahead
             )
+            frames.fetch_pandas()
+            started = time.monotonic()
+            rows: list[frames.Row] = []
+            with interrupts.guard() as guard, guard.listening(run.stop):
+                with reporter(progress) as report:
+                    for record in store.records(run):
+                        if isinstance(record, Finished):
+                            rows.append(parse(record.row, params))
+                        report(record)
+                outcome.interrupted = guard.take() or outcome.interrupted
+                return conclude(
+                    self,
+                    run,
+                    rows,
+                    params,
+                    started=started,
+                    resumed=store.resumed,
+                    inputs=prompts if is_frame(prompts) else None,
+                )
 
     def stream(
         self,
@@ -239,7 +251,7 @@ class InferenceEngine(abc.ABC):
             wait=wait,
             ahead=AHEAD,
         )
-        return TextStream(self, run, listed, params)
+        return TextStream(self, run, params)
 
     def __enter__(self) -> Self:
         return self.load()
@@ -289,12 +301,14 @@ class InferenceEngine(abc.ABC):
                 self._refuse(kind, getattr(guided, kind), of="guided_decoding")
 
     def _refuse(self, name: str, value: object, *, of: str) -> None:
-        able = registry.supporting(name, of=of)
-        who = f"engines that can: {', '.join(able)}" if able else "no engine here can"
         label = f"guided decoding by {name}" if of == "guided_decoding" else f"{name}={value!r:.80}"
-        raise UnsupportedParameter(
-            f"{self.name} cannot honour {label}; {who}",
-            parameter=name,
+        raise self._cannot(f"honour {label}", name, registry.supporting(name, of=of))
+
+    def _cannot(self, what: str, parameter: str, able: tuple[str, ...]) -> UnsupportedParameter:
+        who = f"engines that can: {', '.join(able)}" if able else "no engine here can"
+        return UnsupportedParameter(
+            f"{self.name} cannot {what}; {who}",
+            parameter=parameter,
             engine=self.name,
             engines=able,
         )
@@ -302,13 +316,7 @@ class InferenceEngine(abc.ABC):
     def _check_prompts(self, prompts: Sequence[Prompt]) -> None:
         if "vision" not in self.capabilities.features and any(p.has_images for p in prompts):
             able = registry.supporting("vision", of="features")
-            who = f"engines that can: {', '.join(able)}" if able else "no engine here can"
-            raise UnsupportedParameter(
-                f"{self.name} cannot read images; {who}",
-                parameter="image",
-                engine=self.name,
-                engines=able,
-            )
+            raise self._cannot("read images", "image", able)
 
     # ------------------------------------------------------------------ building
 
@@ -337,15 +345,3 @@ class InferenceEngine(abc.ABC):
         """What a row carries on the wire: what the engine honours, no more."""
         values = params.to_dict()
         return {k: values[k] for k in self.capabilities.generation if k in values}
-
-
-def _checked_batch_size(value: int | None) -> int:
-    if value is None:
-        return AHEAD
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"batch_size must be an integer of at least 1, not {value!r:.80}")
-    return value
-
-
-def _is_frame(value: object) -> bool:
-    return hasattr(value, "columns") and not isinstance(value, Mapping)

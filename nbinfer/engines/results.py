@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..config import GenerationParams
-    from ..prompts import Prompt
     from ..run import Run
     from .base import InferenceEngine
 
@@ -30,7 +29,7 @@ def conclude(
     params: GenerationParams,
     *,
     started: float,
-    prompts: Sequence[Prompt] = (),
+    resumed: int = 0,
     inputs: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Make a run's frame, keep it as the last, and raise what ended the run, if anything did.
@@ -38,11 +37,14 @@ def conclude(
     Parameters
     ----------
     engine, run, rows, params
-        Whose run it was, its outcome, its rows in any order, and what was asked.
+        Whose run it was, its outcome, its rows in any order but for the resumed ones, which are
+        first, and what was asked.
     started : float
         ``time.monotonic()`` when the run was asked for.
-    prompts, inputs
-        What was sent, and the user's table where it came from one.
+    resumed : int
+        How many of the rows came from a file.
+    inputs : DataFrame, optional
+        The user's table, where the prompts came from one.
 
     Raises
     ------
@@ -52,11 +54,15 @@ def conclude(
         Without rows, where none reached the engine (a load that failed).
     """
     outcome = run.outcome
-    if outcome.error is not None and not outcome.sent and not outcome.interrupted:
+    if outcome.error is not None and not (outcome.sent or outcome.interrupted or resumed):
         raise outcome.error
-    facts = _facts(engine, run, rows, params, time.monotonic() - started)
+    facts = _facts(engine, run, rows, params, time.monotonic() - started, resumed)
     result = frames.build(
-        rows, facts, inputs=inputs, samples=params.n > 1, optional=_optional(prompts, params)
+        rows,
+        facts,
+        inputs=inputs,
+        samples=params.n > 1,
+        optional=frames.optional_columns(rows, params),
     )
     runstore.remember(facts)
     runstore.set_last(result)
@@ -78,12 +84,14 @@ def _facts(
     rows: Sequence[frames.Row],
     params: GenerationParams,
     wall_s: float,
+    resumed: int,
 ) -> dict[str, Any]:
     from .. import __version__
 
     own = engine._run_facts(run)
-    tokens = sum(row.output_tokens or 0 for row in rows)
-    answered = sum(row.finish_reason in ("stop", "length") for row in rows)
+    made = rows[resumed:]  # by this run: throughput is of these alone
+    tokens = sum(row.output_tokens or 0 for row in made)
+    answered = sum(row.finish_reason in ("stop", "length") for row in made)
     running_s = own.get("running_s") or None
     facts: dict[str, Any] = {
         "run_id": run.run_id,
@@ -92,11 +100,12 @@ def _facts(
         "engine": engine.name,
         "model": engine.model_params.model_name,
         "rows": len(rows),
+        "rows_resumed": resumed,
         "rows_failed": sum(row.finish_reason == "error" for row in rows),
         "rows_cancelled": sum(row.finish_reason == "cancelled" for row in rows),
         "interrupted": run.outcome.interrupted,
         "prompt_tokens": sum(row.prompt_tokens or 0 for row in rows),
-        "output_tokens": tokens,
+        "output_tokens": sum(row.output_tokens or 0 for row in rows),
         "wall_s": wall_s,
         "output_tokens_per_s": tokens / running_s if running_s else None,
         "requests_per_s": answered / running_s if running_s else None,
@@ -107,18 +116,3 @@ def _facts(
     }
     plain: dict[str, Any] = frames.jsonable({**facts, **own})
     return plain
-
-
-def _optional(prompts: Sequence[Prompt], params: GenerationParams) -> list[str]:
-    columns = []
-    if any(
-        not isinstance(p.conversation, str) and len(p.conversation.messages) > 1 for p in prompts
-    ):
-        columns.append("messages")
-    if params.logprobs is not None:
-        columns.append("logprobs")
-    if params.prompt_logprobs is not None:
-        columns.append("prompt_logprobs")
-    if params.guided_decoding is not None and params.guided_decoding.json is not None:
-        columns.append("parsed")
-    return columns

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from ..config import GenerationParams
     from ..frame import Row
-    from ..prompts import Prompt
     from ..run import Run
     from .base import InferenceEngine
 
@@ -36,12 +35,10 @@ class TextStream:
         self,
         engine: InferenceEngine,
         run: Run,
-        prompts: list[Prompt],
         params: GenerationParams,
     ) -> None:
         self._engine = engine
         self._run = run
-        self._prompts = prompts
         self._params = params
         self._started = time.monotonic()
         self._records = run.records()
@@ -69,7 +66,6 @@ class TextStream:
                         self._rows,
                         self._params,
                         started=self._started,
-                        prompts=self._prompts,
                     )
                 except (RunInterrupted, NbinferError) as error:
                     self._result = error.frame  # it has ended, and is concluded once

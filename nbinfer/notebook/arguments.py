@@ -73,6 +73,11 @@ def infer_parser() -> Parser:
     )
     _model_options(parser)
     _prompt_options(parser)
+    add(
+        "--resume",
+        metavar="PATH",
+        help="keep each answer in this file (answers.db) as it comes, and go on from what it has",
+    )
     add("--no-stream", action="store_true", help="do not print a single answer as it is made")
     return parser
 

@@ -110,12 +110,14 @@ class Commands:
         params = self._generation(options)
         prompts, extra = self._asked(options, body)
         single = len(prompts) == 1 and params.n == 1 and options.data is None
-        stream = single and options.out is None and not options.no_stream
+        quiet = options.no_stream or options.out is not None or options.resume is not None
+        stream = single and not quiet
         return engine.infer(
             prompts,
             params,
             stream=stream,
             progress=CellStream(in_kernel()) if stream else None,
+            output_path=options.resume,
             **extra,
         )
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["candidates", "install", "uninstall"]
 
 _MOST_PATHS = 500
+ROWS = (".db", ".sqlite", ".sqlite3")  # what people call files that runs are resumed from
 PARSERS = {
     "infer": infer_parser,
     "engine": engine_parser,
@@ -81,6 +82,8 @@ def _taken(option: str, word: str, namespace: dict[str, Any]) -> list[str]:
         return _models(word)
     if option in ("-k", "--kwarg"):
         return _kwargs(word)
+    if option == "--resume":
+        return _paths(word, *ROWS)
     if option in ("-e", "--engine") and "," in word:  # %%compare -e llamacpp,nat
         before = word.rpartition(",")[0]
         taken = before.split(",")
@@ -144,19 +147,21 @@ def _models(word: str) -> list[str]:
     with contextlib.suppress(NbinferError):  # broken settings are told by the cell that runs
         aliases = sorted(settings.aliases())
     resident = [r.plan.model for r in pool.residents()]
-    known = [*aliases, *EMBEDDED, *resident, *_paths(word), *hubcache.cached_repositories()]
+    paths = _paths(word, ".gguf")
+    known = [*aliases, *EMBEDDED, *resident, *paths, *hubcache.cached_repositories()]
     return list(dict.fromkeys(known))
 
 
-def _paths(word: str) -> list[str]:
-    """GGUF files, and folders that hold a model or may lead to one, below what is typed."""
+def _paths(word: str, *suffixes: str) -> list[str]:
+    """Files of a kind, and folders that hold a model or may lead on, below what is typed."""
     typed = word.rpartition("/")[0] + "/" if "/" in word else ""
     found = []
     with contextlib.suppress(OSError, RuntimeError):
         for path in sorted(Path(typed or ".").expanduser().iterdir())[:_MOST_PATHS]:
             if path.name.startswith("."):
                 continue
-            if path.suffix.lower() == ".gguf" or (path / "config.json").is_file():
+            model = ".gguf" in suffixes and (path / "config.json").is_file()
+            if model or path.suffix.lower() in suffixes:
                 found.append(typed + path.name)
             elif word and path.is_dir():
                 found.append(f"{typed}{path.name}/")

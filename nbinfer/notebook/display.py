@@ -176,9 +176,9 @@ def _caption(df: pd.DataFrame, facts: Mapping[str, Any]) -> str:
         return visible(str(facts["caption"]))
     parts = [_line(str(facts[name])) for name in ("engine", "model") if facts.get(name)]
     parts.append(f"{len(df):,} row" + ("" if len(df) == 1 else "s"))
-    for name, word in (("rows_failed", "failed"), ("rows_cancelled", "cancelled")):
-        if facts.get(name):
-            parts.append(f"{facts[name]:,} {word}")
+    for word in ("resumed", "failed", "cancelled"):
+        if facts.get(f"rows_{word}"):
+            parts.append(f"{facts[f'rows_{word}']:,} {word}")
     if not unknown(facts.get("wall_s")):
         parts.append(format_seconds(facts["wall_s"]))
     speed = facts.get("output_tokens_per_s")

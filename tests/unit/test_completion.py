@@ -98,6 +98,8 @@ def test_exact_candidates(clean, monkeypatch, tmp_path):
     assert candidates("%%engine_exec ", SPACE) == ["native"]
     assert candidates("%engine load llamacpp ", SPACE) == []
     assert candidates("%%infer --system ", SPACE) == []
+    (tmp_path / "answers.db").touch()
+    assert candidates("%%infer --resume ", SPACE) == ["answers.db"]
     assert "echo" not in candidates("%%infer -e ", SPACE)
 
 

@@ -6,7 +6,8 @@ part must fail in a way that a real engine cannot be made to.
 Load parameters (``model_kwargs``): ``clock`` ("real" or "virtual"), ``prefill_s`` and
 ``token_s`` (seconds for a prompt and for each token, 0 by default), ``slots`` (rows in a
 batch, 4), ``load_s``, ``memory_bytes`` (allocated and touched), ``load_fails`` (a message),
-``load_hangs``, ``ignore_cancel``, ``ignore_signals``.
+``load_hangs``, ``ignore_cancel``, ``ignore_signals``, ``tally`` (a file that gets a line for each
+row that is begun: its text, as JSON).
 
 A prompt whose first word starts with ``!`` is an order: ``!fail TEXT``, ``!exit N``,
 ``!kill SIGNAL``, ``!hang``, ``!flood BYTES``, ``!sleep SECONDS``, ``!grow BYTES``.
@@ -14,6 +15,7 @@ A prompt whose first word starts with ``!`` is an order: ``!fail TEXT``, ``!exit
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -61,6 +63,7 @@ class Backend:
         self._token_s = options.get("token_s", 0.0)
         self._ignore_cancel = options.get("ignore_cancel", False)
         self._ignore_signals = options.get("ignore_signals", False)
+        self._tally = options.get("tally")
         if options.get("load_fails"):
             raise RuntimeError(options["load_fails"])
         stage("allocating")
@@ -89,10 +92,12 @@ class Backend:
             self.clock.sleep(self._token_s)
             rows = [row for row in rows if self._step(row, emit, cancelled)]
 
-    @staticmethod
-    def _start(request):
+    def _start(self, request):
         data = request.data
         text = data["prompt"] if "prompt" in data else data["messages"][-1]["content"]
+        if self._tally:
+            with open(self._tally, "a", encoding="utf-8") as file:
+                file.write(json.dumps(text) + "\n")
         words = text.split()
         params = data.get("params", {})
         limit = params.get("max_new_tokens", 512)
