@@ -122,9 +122,11 @@ class RemoteEngine(InferenceEngine):
             return alias
         return name if alias is None else alias.get(self.name, name)
 
-    async def _ready(self, service: Service, adapters: Sequence[str] = ()) -> None:
-        """Make sure that the servers are there and serve the model and its adapters."""
+    async def _ready(self, service: Service, requests: Sequence[RowRequest] = ()) -> None:
+        """Make sure that the servers are there and serve the model and the rows' adapters."""
         await discover(service, self.key_variable)
+        asked = {r.params["adapter"] for r in requests if r.params.get("adapter")}
+        adapters = sorted({*asked, *(self.model_params.adapters or {})})
         for name in check_model(service, self.served_name, self.library, adapters):
             await self._add_adapter(service, name)
 
@@ -172,13 +174,12 @@ class RemoteEngine(InferenceEngine):
     def _open_run(self, requests: Sequence[RowRequest], **options: Any) -> RemoteRun:
         self._announce()
         service = self.service
-        adapters = {r.params["adapter"] for r in requests if r.params.get("adapter")}
         return RemoteRun(
             requests,
             service=service,
             wire=self.wire(),
             model=self.served_name,
-            prepare=lambda: self._ready(service, sorted(adapters)),
+            prepare=lambda: self._ready(service, requests),
             process=self._process(),
             **options,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import httpx
@@ -130,9 +130,6 @@ class RemoteVLLMInferenceEngine(RemoteEngine):
         if params.adapter is None and self.model_params.adapter_model is not None:
             values["adapter"] = "default"
         return values
-
-    async def _ready(self, service: Service, adapters: Sequence[str] = ()) -> None:
-        await super()._ready(service, sorted({*adapters, *self._adapters}))
 
     async def _add_adapter(self, service: Service, name: str) -> None:
         if name not in self._adapters:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from ..config import GenerationParams
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, UnsupportedParameter
+from ..records import RowRequest
 from ..remote.exchange import Answer, Request
 from ..remote.openai import NEUTRAL, OpenAIWire
+from ..remote.service import Service
+from . import registry
 from .remote import RemoteEngine
 
 __all__ = ["SGLangInferenceEngine", "SGLangWire"]
@@ -139,6 +142,19 @@ class SGLangInferenceEngine(RemoteEngine):
 
     def wire(self) -> SGLangWire:
         return SGLangWire(self.remote_params.extra_body)
+
+    async def _ready(self, service: Service, requests: Sequence[RowRequest] = ()) -> None:
+        await super()._ready(service, requests)
+        seeded = any(r.params.get("seed") is not None for r in requests)
+        for server in service.servers if seeded else ():
+            if server.facts.get("deterministic") is False:
+                raise UnsupportedParameter(
+                    f"{server.shown} cannot honour seed: it samples anew whatever the seed is",
+                    parameter="seed",
+                    engine=self.name,
+                    engines=registry.supporting("seed"),
+                    hint="Start it with --enable-deterministic-inference, or leave out the seed.",
+                )
 
     def _check_generation(self, params: GenerationParams) -> None:
         super()._check_generation(params)

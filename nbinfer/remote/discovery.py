@@ -137,6 +137,7 @@ async def _ask_sglang(server: Server) -> dict[str, Any]:
     names = ("version", "dtype", "quantization", "attention_backend", "grammar_backend")
     facts = {name: info.get(name) for name in names}
     facts["kv_cache_tokens"] = info.get("max_total_num_tokens")
+    facts["deterministic"] = info.get("enable_deterministic_inference")
     return facts
 
 

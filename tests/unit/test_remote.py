@@ -316,6 +316,23 @@ def test_sglang_gives_log_probabilities_of_a_raw_prompt_by_its_own_request(serve
     assert second[0] == {"token": "b", "id": 8, "logprob": -0.5}
 
 
+def test_a_seed_that_a_server_does_not_heed_is_refused(server):
+    async def info(call):
+        await call.json({"version": "0.5.23", "enable_deterministic_inference": heeds})
+
+    server.owner = "sglang"
+    server.others["/server_info"] = info
+    heeds = False
+    params = GenerationParams(seed=1, temperature=0.5)
+    with pytest.raises(UnsupportedParameter, match="cannot honour seed") as caught:
+        made(server, SGLangInferenceEngine).infer("x", params)
+    assert "--enable-deterministic-inference" in caught.value.hint
+    assert server.calls == []
+    heeds = True
+    nbinfer.shutdown()
+    assert sent(server, made(server, SGLangInferenceEngine), params).body["seed"] == 1
+
+
 def test_openai_wants_its_own_name_for_the_limit(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     call = sent(server, made(server, OpenAIInferenceEngine), GenerationParams(max_new_tokens=5))

@@ -227,7 +227,7 @@ VALUES = {
     **dict.fromkeys(("output", "finish_reason", "error"), st.none() | texts),
     **dict.fromkeys(("prompt_tokens", "output_tokens", "cached_tokens"), counts),
     **dict.fromkeys(("queue_s", "ttft_s", "tpot_s", "latency_s"), numbers),
-    **dict.fromkeys(("messages", "logprobs", "parsed"), objects),
+    **dict.fromkeys(("messages", "logprobs", "prompt_logprobs", "parsed"), objects),
 }
 
 
