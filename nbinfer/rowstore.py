@@ -7,7 +7,6 @@ import dataclasses
 import datetime
 import json
 import queue
-import sqlite3
 import threading
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -55,7 +54,7 @@ class RowStore:
         self._place = place
         self._asked = asked
         self._keys = keys(requests)
-        self._failure: sqlite3.Error | None = None
+        self._failure: Exception | None = None
         self._waiting: queue.SimpleQueue[rowfile.Stored | None] = queue.SimpleQueue()
         self._ending = threading.Event()
         self._connection = rowfile.connect(place, "rwc")
@@ -174,7 +173,7 @@ class RowStore:
             try:
                 rowfile.insert(self._connection, rows)
                 return
-            except sqlite3.Error as error:
+            except Exception as error:  # of any kind: a writer must not end in silence
                 # Another program that reads for long must not end a run of hours: rows can wait.
                 if self._ending.is_set() or not rowfile.busy(error):
                     self._failure = error
