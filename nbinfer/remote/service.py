@@ -20,6 +20,7 @@ from ..config import RemoteParams
 from ..errors import ConfigurationError
 from ..measure import Seen
 from .failures import Failure, backoff, from_exception
+from .lanes import Lanes
 from .loop import loop
 from .pace import Bucket, Pace
 
@@ -131,18 +132,17 @@ class Service:
 
     def _client(self, url: str) -> httpx.AsyncClient:
         params = self.params
+        context = _context(url, params.verify)
         return httpx.AsyncClient(
             base_url=url,
             headers={"user-agent": "nbinfer", **self._headers, **params.headers},
             http2=True,
-            verify=_authorities(params.verify),
+            transport=Lanes(context, KEEPALIVE_S),
+            verify=context,
             proxy=params.proxy,
             trust_env=not is_loopback(url),
             timeout=httpx.Timeout(
                 params.read_timeout_s, connect=params.connection_timeout_s, pool=None
-            ),
-            limits=httpx.Limits(
-                max_connections=None, max_keepalive_connections=512, keepalive_expiry=KEEPALIVE_S
             ),
             follow_redirects=False,
         )
@@ -269,9 +269,12 @@ async def _close_all() -> None:
 loop.closers.append(_close_all)
 
 
-def _authorities(verify: bool | str) -> Any:
+def _context(url: str, verify: bool | str) -> ssl.SSLContext:
+    """How certificates are checked; without TLS an empty one, which takes no time to make."""
+    if not url.startswith("https:"):
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if isinstance(verify, bool):
-        return verify
+        return httpx.create_ssl_context(verify=verify)
     try:
         return ssl.create_default_context(cafile=verify)
     except (OSError, ssl.SSLError) as error:

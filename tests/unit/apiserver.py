@@ -212,6 +212,9 @@ class Server:
         await asyncio.sleep(0.05)  # what was aborted is closed in the loop's next turns
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self._server.is_serving():  # it came while the server was being stopped
+            writer.transport.abort()
+            return
         task = asyncio.current_task()
         self._tasks.add(task)
         self.connections += 1
