@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..remote.batch_apis import AnthropicBatches
 from ..remote.exchange import Answer, Request
 from ..remote.failures import from_body
 from .remote import RemoteEngine
@@ -149,3 +150,6 @@ class AnthropicInferenceEngine(RemoteEngine):
 
     def wire(self) -> AnthropicWire:
         return AnthropicWire(self.remote_params.extra_body)
+
+    def _batches(self) -> AnthropicBatches:
+        return AnthropicBatches()

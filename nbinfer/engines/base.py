@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -122,6 +123,16 @@ class InferenceEngine(abc.ABC):
     def _run_facts(self, run: Any) -> dict[str, Any]:
         """The engine's part of a run's facts: memory, load time, versions, model."""
 
+    def _open_batch(
+        self,
+        batch: bool | str,  # noqa: ARG002
+        requests: Sequence[RowRequest],  # noqa: ARG002
+        **options: Any,  # noqa: ARG002
+    ) -> Run:
+        """The same by a cloud's batch API."""
+        able = registry.supporting("batch", of="features")
+        raise self._cannot("run a batch by an API", "batch", able)
+
     # ------------------------------------------------------------------- folding
 
     def infer(
@@ -137,6 +148,7 @@ class InferenceEngine(abc.ABC):
         progress: bool | Reporter | None = None,
         stream: bool = False,
         output_path: str | os.PathLike[str] | None = None,
+        batch: bool | str = False,
     ) -> pd.DataFrame:
         """Complete every prompt; one row for each completion.
 
@@ -167,6 +179,9 @@ class InferenceEngine(abc.ABC):
             An SQLite file (``answers.db``) that each answer is written to as it comes. If it is
             there, the run goes on from it: its answers are not asked for again, and rows that
             failed or were cancelled are. ``nbinfer.read_rows`` looks into it.
+        batch : bool or str
+            ``True``: hand the rows over to the cloud's batch API, at half its price and within
+            a day, and wait. The id of a batch that was handed over: wait for that one.
 
         Returns
         -------
@@ -195,7 +210,8 @@ class InferenceEngine(abc.ABC):
             output_path, requests, engine=self, params=params, run_id=run_id
         ) as store:
             outcome = Outcome()
-            run = self._open_run(
+            open_run = functools.partial(self._open_batch, batch) if batch else self._open_run
+            run = open_run(
                 store.left, run_id=run_id, outcome=outcome, stream=stream, wait=wait, ahead=ahead
             )
             frames.fetch_pandas()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..config import GenerationParams
 from ..errors import ConfigurationError
+from ..remote.batch_apis import OpenAIBatches
 from ..remote.openai import OpenAIWire
 from .remote import RemoteEngine
 
@@ -81,6 +82,9 @@ class OpenAIInferenceEngine(RemoteEngine):
 
     def wire(self) -> OpenAIWire:
         return OpenAIWireOfOpenAI(self.remote_params.extra_body)
+
+    def _batches(self) -> OpenAIBatches:
+        return OpenAIBatches()
 
     def _check_generation(self, params: GenerationParams) -> None:
         super()._check_generation(params)

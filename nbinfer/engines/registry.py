@@ -231,7 +231,7 @@ _SPECS = {
                 | PENALTIES
                 | {"top_p", "logit_bias", "stop_strings", "logprobs", "guided_decoding"},
                 guided_decoding=frozenset({"json"}),
-                features=SERVER | {"prefix_caching", "vision"},
+                features=SERVER | {"prefix_caching", "vision", "batch"},
             ),
         ),
         EngineSpec(
@@ -241,7 +241,7 @@ _SPECS = {
             capabilities=Capabilities(
                 generation=frozenset({"max_new_tokens", "n", "stop_strings", "guided_decoding"}),
                 guided_decoding=frozenset({"json"}),
-                features=SERVER | {"prefix_caching", "vision"},
+                features=SERVER | {"prefix_caching", "vision", "batch"},
             ),
         ),
         EngineSpec(

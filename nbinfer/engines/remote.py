@@ -14,11 +14,13 @@ from ..errors import ConfigurationError, ModelNotFound, RunInterrupted
 from ..notices import notify
 from ..records import RowRequest
 from ..remote import service as services
+from ..remote.batch import Batches, BatchRun
 from ..remote.discovery import check_model, discover
 from ..remote.exchange import Wire
 from ..remote.loop import loop
 from ..remote.run import RemoteRun
 from ..remote.service import Service
+from ..run import Run
 from .base import InferenceEngine
 
 __all__ = ["RemoteEngine"]
@@ -184,8 +186,26 @@ class RemoteEngine(InferenceEngine):
             **options,
         )
 
+    def _batches(self) -> Batches | None:
+        """The cloud's batch API, where it has one."""
+        return None
+
+    def _open_batch(self, batch: bool | str, requests: Sequence[RowRequest], **options: Any) -> Run:
+        batches = self._batches()
+        if batches is None:
+            return super()._open_batch(batch, requests, **options)
+        return BatchRun(
+            requests,
+            service=self.service,
+            wire=self.wire(),
+            batches=batches,
+            model=self.served_name,
+            batch=batch,
+            **options,
+        )
+
     def _run_facts(self, run: Any) -> dict[str, Any]:
-        assert isinstance(run, RemoteRun)
+        assert isinstance(run, RemoteRun | BatchRun)
         servers = run.service.servers
         first = next((dict(s.facts) for s in servers if s.facts), {})
         first.pop("models", None)
@@ -201,6 +221,7 @@ class RemoteEngine(InferenceEngine):
                 "servers": [s.shown for s in servers],
                 "retries": run.retries,
                 "most_requests_at_once": run.service.pace.most_used,
+                **({"batch": run.batch_id} if isinstance(run, BatchRun) else {}),
             },
         }
 

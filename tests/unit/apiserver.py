@@ -29,6 +29,7 @@ class Call:
     writer: asyncio.StreamWriter
     number: int = 0
     began: list[str] = field(default_factory=list)
+    raw_body: bytes = b""
 
     @property
     def text(self) -> str:
@@ -234,7 +235,9 @@ class Server:
         pairs = (line.partition(": ") for line in head[1:] if line)
         headers = {name.lower(): value for name, _, value in pairs}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
-        call = Call(method, path, headers, json.loads(body) if body else None, writer)
+        is_json = headers.get("content-type", "") == "application/json"
+        call = Call(method, path, headers, json.loads(body) if is_json else None, writer)
+        call.raw_body = body
         if path in self.others:
             await self.others[path](call)
         elif path.endswith("/models"):
