@@ -214,7 +214,7 @@ class Pool:
             resident.python = resident.plan.python(stage)
             message, estimate = resident.plan.prepare(stage)
             resident.model_facts = message.get("facts", {})
-            self._make_room(resident, estimate)
+            self.make_room(resident.label, estimate, but=resident)
             self._start(resident, message, stage)
         except BaseException as error:
             if not isinstance(error, NbinferError):
@@ -240,7 +240,7 @@ class Pool:
         with self._lock:
             if resident.state != "loading":
                 raise LoadError(f"{resident.label} was unloaded while it was loading")
-            worker = Worker(plan.backend, resident.python, self._log_path(plan.engine), events.put)
+            worker = Worker(plan.backend, resident.python, self.log_path(plan.engine), events.put)
             resident.worker = worker
         worker.send({"op": "load", "model": message})
         while True:
@@ -298,7 +298,8 @@ class Pool:
             log_tail=tail,
         )
 
-    def _log_path(self, engine: str) -> Path:
+    def log_path(self, engine: str) -> Path:
+        """A new file for a process's own words."""
         name = f"{engine}-{os.getpid()}-{next(self._numbers)}.log"
         for folder in (settings.home() / "logs", Path(tempfile.gettempdir()) / "nbinfer-logs"):
             # A read-only or full home must not stop an engine: its log then goes elsewhere.
@@ -310,19 +311,19 @@ class Pool:
                 return path
         return Path(os.devnull)
 
-    def _make_room(self, new: Resident, needed: int) -> None:
-        """Evict the least recently used idle residents until the budget holds the new one."""
+    def make_room(self, label: str, needed: int, but: Resident | None = None) -> None:
+        """Evict the least recently used idle residents until the budget holds what is new."""
         budget = settings.current().budget_bytes()
         if needed > budget:  # no eviction could help; the estimate may be wrong, so it may try
             notify(
-                f"{new.label} needs about {needed / 1e6:,.0f} MB by itself, more than the memory "
+                f"{label} needs about {needed / 1e6:,.0f} MB by itself, more than the memory "
                 f"budget of {budget / 1e6:,.0f} MB; loading it all the same"
             )
             return
         while True:
             with self._lock:
                 others = [
-                    r for r in self._residents.values() if r is not new and r.state == "ready"
+                    r for r in self._residents.values() if r is not but and r.state == "ready"
                 ]
                 used = sum(self._bytes(r) for r in others)
                 idle = sorted((r for r in others if not r.busy), key=lambda r: r.used_at)
@@ -331,7 +332,7 @@ class Pool:
             victim = idle[0]
             notify(
                 f"unloading {victim.label} ({self._bytes(victim) / 1e6:,.0f} MB) to make room for "
-                f"{new.label}: the memory budget is {budget / 1e6:,.0f} MB"
+                f"{label}: the memory budget is {budget / 1e6:,.0f} MB"
             )
             self.unload(victim)
 

@@ -44,7 +44,7 @@ _spawner: ThreadPoolExecutor | None = None
 _spawner_lock = threading.Lock()
 
 
-def _spawn(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
+def spawn(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
     """Start a process from the one thread that lives as long as the kernel does."""
     global _spawner
     with _spawner_lock:
@@ -62,7 +62,7 @@ def stop_spawner() -> None:
             _spawner = None
 
 
-def _inherited(python: str) -> dict[str, str]:
+def inherited(python: str) -> dict[str, str]:
     """The kernel's environment, without what would put its packages on another Python's path."""
     foreign = python != sys.executable
     own = ["PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "VIRTUAL_ENV"]
@@ -144,13 +144,13 @@ class Worker:
         self._outgoing: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         descriptor = os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            self._process = _spawn(
+            self._process = spawn(
                 [python, "-u", "-X", "faulthandler", str(MAIN), backend, str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=descriptor,
                 start_new_session=True,
-                env={**_inherited(python), **(environment or {})},
+                env={**inherited(python), **(environment or {})},
                 cwd=os.sep,  # never import what lies in the notebook's folder
             )
         finally:

@@ -1,0 +1,316 @@
+"""Starting a server from a notebook, and waiting until it answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from . import environments, interrupts, models, settings
+from .checks import Secret, integer, optional, text
+from .config import ModelParams
+from .engines import registry
+from .errors import ConfigurationError, LoadError, RunInterrupted
+from .notices import notify
+from .progress import Reporter, reporter
+from .records import Stage
+from .remote.service import is_loopback
+from .residents import closing, pool
+from .servers import Server, record
+from .torch_build import gpu_vendor
+from .worker.host import inherited, kernel_python, spawn
+
+__all__ = ["ENGINES", "serve"]
+
+PROGRAM = Path(__file__).parent / "worker" / "server.py"
+POLL_S = 0.25
+PORTS_TRIED = 5
+Progress = Callable[[str], None]
+
+
+def _vllm(model: ModelParams, progress: Progress) -> tuple[dict[str, Any], int]:
+    from .engines.vllm import VLLMInferenceEngine
+
+    return VLLMInferenceEngine(model)._prepare(progress)
+
+
+def _llamacpp(model: ModelParams, progress: Progress) -> tuple[dict[str, Any], int]:
+    from .engines.llamacpp import LlamaCppInferenceEngine
+
+    return LlamaCppInferenceEngine(model, binding="xllamacpp")._prepare(progress)
+
+
+def _sglang(model: ModelParams, progress: Progress) -> tuple[dict[str, Any], int]:
+    found = models.resolve(
+        model.model_name,
+        forms=("safetensors",),
+        engine="sglang",
+        revision=model.model_revision,
+        progress=progress,
+    )
+    message = {
+        "path": str(found.path),
+        "options": dict(model.model_kwargs),
+        "n_ctx": model.model_max_length,
+        "trust_remote_code": model.trust_remote_code,
+        "gpu": gpu_vendor() == "nvidia",
+        "facts": found.to_dict(),
+    }
+    if found.derived_from:
+        message["derive_from"] = found.derived_from
+        message["mark"] = {"sha256": found.sha256}
+    # Python, torch and SGLang in three processes, measured, beside the weights.
+    return message, found.size_bytes + 2_400_000_000
+
+
+# The module that serves, the environment that its library is in, what makes its load message.
+ENGINES: Mapping[str, tuple[str, str, Callable[..., tuple[dict[str, Any], int]]]] = {
+    "vllm": ("vllm", "vllm", _vllm),
+    "sglang": ("sglang", "sglang", _sglang),
+    "llamacpp": ("xllamacpp", "", _llamacpp),
+}
+
+
+def serve(
+    engine: str,
+    model: str | ModelParams | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    api_key: str | None = None,
+    keep: bool = False,
+    progress: bool | Reporter | None = None,
+) -> Server:
+    """Start an engine's own OpenAI-compatible server, and wait until it answers.
+
+    Parameters
+    ----------
+    engine : str
+        ``"vllm"``, ``"sglang"`` or ``"llamacpp"``.
+    model : str or ModelParams, optional
+        What it serves, under the name that is given here. Default: the settings' model.
+        ``model_kwargs`` are those of the resident engine, or any of the server's own options.
+    host : str, default "127.0.0.1"
+        Where it listens: this machine alone, unless another address is given.
+    port : int, optional
+        Default: a free one.
+    api_key : str, optional
+        What its clients must send. Default: none on this machine alone, a random one beyond
+        it, and always one for llama.cpp's server, which answers every web page otherwise.
+        Engines of this user find it by themselves.
+    keep : bool, default False
+        Let it outlive this kernel; ``stop()`` ends it from any notebook.
+    progress : bool or Reporter, optional
+        By default shown in notebooks and terminals.
+
+    Returns
+    -------
+    Server
+        ``.url`` is its address; a context manager that stops it.
+
+    Raises
+    ------
+    ConfigurationError
+        For an engine that has no server, or a port that is taken.
+    EngineNotInstalled, ModelNotFound, LoadError
+        With the cause, and its log's last lines.
+    RunInterrupted
+        If the user stopped waiting; then the server is ended.
+    """
+    if engine not in ENGINES:
+        registry.spec(engine)
+        raise ConfigurationError(
+            f"{engine} has no server to start", hint=f"these have: {', '.join(ENGINES)}"
+        )
+    name = text()("host", host)
+    port = optional(integer(1, 65535))("port", port)
+    if not isinstance(model, ModelParams):
+        model = ModelParams(model or settings.current().default_model)
+    backend, recipe, prepare = ENGINES[engine]
+    with interrupts.guard() as guard, reporter(progress) as report:
+
+        def say(line: str) -> None:
+            if guard.take():
+                raise RunInterrupted(f"the server of {engine} was stopped before it was ready")
+            report(Stage(f"{engine} server: {line}"))
+
+        python = _python(recipe, say)
+        message, estimate = prepare(model, say)
+        pool.make_room(f"a server of {engine} · {model.model_name}", estimate)
+        key = api_key or _key(engine, name)
+        where = {"host": name, "name": model.model_name, "key": key}
+        for left in reversed(range(PORTS_TRIED)):
+            where["port"] = _port(name, port)
+            starting = _Starting(engine, backend, python, {"model": message, "where": where}, keep)
+            try:
+                return starting.wait(say)
+            except LoadError as error:
+                starting.end()
+                # Another program may have taken the port that was free a moment ago.
+                if port is not None or "ddress already in use" not in str(error) or not left:
+                    raise
+            except BaseException:
+                starting.end()
+                raise
+    raise AssertionError("unreachable")
+
+
+def _python(recipe: str, say: Progress) -> str:
+    if not recipe:
+        return kernel_python()
+    if settings.current().auto_install and environments.available(recipe) is None:
+        environments.install(recipe, progress=say)
+    return environments.python_for(recipe)
+
+
+def _key(engine: str, host: str) -> str | None:
+    if engine == "llamacpp" or not is_loopback(f"http://{host}"):
+        return Secret(secrets.token_urlsafe(24))
+    return None
+
+
+def _port(host: str, wanted: int | None) -> int:
+    """A port that is free now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, wanted or 0))
+        except OSError as error:
+            raise ConfigurationError(
+                f"port {wanted or 'any'} of {host} cannot be had: {error.strerror or error}",
+                hint="leave out the port for a free one, or stop what listens there (%engine stop)",
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+class _Starting:
+    """A server's process, from its start until it answers."""
+
+    def __init__(
+        self, engine: str, backend: str, python: str, message: dict[str, Any], keep: bool
+    ) -> None:
+        where = message["where"]
+        shown = "127.0.0.1" if where["host"] in ("0.0.0.0", "::") else where["host"]
+        log = pool.log_path(f"{engine}-server")
+        # A file and not a pipe: a server that outlives this kernel must not lose its reader.
+        self._events = Path(f"{log}.events")
+        words = [python, "-u", str(PROGRAM), backend, str(os.getpid()), "keep" if keep else "end"]
+        with log.open("ab") as said, self._events.open("wb") as events:
+            process = spawn(
+                words,
+                stdin=subprocess.PIPE,
+                stdout=events,
+                stderr=said,
+                start_new_session=True,
+                env=inherited(python),
+                cwd=os.sep,
+            )
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # how it ended is told by ``wait``
+            process.stdin.write(json.dumps(message).encode() + b"\n")
+            process.stdin.flush()
+        if keep:
+            process.stdin.close()
+        self._process = process
+        self._server = Server(
+            engine=engine,
+            model=where["name"],
+            url=f"http://{f'[{shown}]' if ':' in shown else shown}:{where['port']}",
+            pid=process.pid,
+            started=psutil.Process(process.pid).create_time(),
+            keep=keep,
+            python=python,
+            log=str(log),
+            api_key=where["key"],
+        )
+        # Written now: one that is still starting is listed, and can be stopped.
+        record(self._server)
+        _started[process.pid] = (process, self._server)
+
+    def wait(self, say: Progress) -> Server:
+        """Until it answers."""
+        server = self._server
+        headers = {"authorization": f"Bearer {server.api_key}"} if server.api_key else {}
+        with httpx.Client(timeout=2.0, trust_env=False, headers=headers) as client:
+            while True:
+                ended = self._process.poll() is not None
+                say(self._stage())
+                if ended:
+                    raise self._failed(f"its process ended ({self._process.returncode})")
+                if _answers(client, server.url):
+                    break
+                time.sleep(POLL_S)
+        self._events.unlink(missing_ok=True)
+        if server.api_key and not is_loopback(server.url):
+            notify(f"its API key is in {settings.home() / 'servers'}, for this user alone")
+        return server
+
+    def _stage(self) -> str:
+        """What it says that it is at."""
+        stage = "starting"
+        for line in self._events.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                event = json.loads(line)
+                if "failed" in event:
+                    raise self._failed(event["failed"])
+                stage = event["stage"]
+        return stage
+
+    def _failed(self, why: str) -> LoadError:
+        tail = self._server.log_tail(12)
+        return LoadError(
+            f"the server of {self._server.engine} did not start: {why}\n{tail}".rstrip(),
+            hint=f"Its whole log: {self._server.log}",
+            log_tail=tail,
+        )
+
+    def end(self) -> None:
+        """It failed, or nobody waits for it any more."""
+        self._events.unlink(missing_ok=True)
+        _close(self._process.pid)
+
+
+def _answers(client: httpx.Client, url: str) -> bool:
+    try:
+        return (
+            client.get(f"{url}/health").status_code == 200
+            and client.get(f"{url}/v1/models").status_code == 200
+        )
+    except httpx.HTTPError:
+        return False
+
+
+# Servers of this kernel: their ends of the pipes, which end them when the kernel does.
+_started: dict[int, tuple[subprocess.Popen[bytes], Server]] = {}
+
+
+def _close(pid: int) -> None:
+    process, server = _started.pop(pid)
+    server.stop()
+    process.wait()
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+
+
+def _close_all() -> None:
+    """End the servers of this kernel, but those that are to outlive it."""
+    for pid, (process, server) in list(_started.items()):
+        if server.keep and process.poll() is None:
+            del _started[pid]
+        else:
+            _close(pid)
+
+
+closing.append(_close_all)
