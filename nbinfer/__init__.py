@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from .residents import shutdown
     from .rowstore import read_rows
     from .runstore import last
+    from .server_records import Server, servers, stop
+    from .serving import serve
     from .settings import configure
 
 __version__ = "0.1.0"
@@ -98,6 +100,8 @@ _HOMES = {
     "residents": ("shutdown",),
     "rowstore": ("read_rows",),
     "runstore": ("last",),
+    "server_records": ("Server", "servers", "stop"),
+    "serving": ("serve",),
     "settings": ("configure",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -130,6 +134,7 @@ __all__ = [
     "Role",
     "RunInterrupted",
     "SGLangInferenceEngine",
+    "Server",
     "ServerError",
     "ServerUnreachable",
     "TemplateError",
@@ -149,7 +154,10 @@ __all__ = [
     "panel",
     "plot",
     "read_rows",
+    "serve",
+    "servers",
     "shutdown",
+    "stop",
     "summary",
     "uninstall",
     "unload_ipython_extension",

@@ -6,13 +6,14 @@ import argparse
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import NbinferError, RunInterrupted, brief_traceback
-from .notebook.arguments import install_options
+from .notebook.arguments import install_options, serve_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,6 +118,17 @@ def _parser() -> argparse.ArgumentParser:
     installed = commands.add_parser("installed", help="the engines' libraries, and where they are")
     installed.set_defaults(run=_installed)
 
+    serve = commands.add_parser("serve", help="an engine's own server", allow_abbrev=False)
+    serve.add_argument("name", choices=("vllm", "sglang", "llamacpp"))
+    serve.add_argument("-m", "--model", help="what it serves")
+    serve.add_argument("-k", "--kwarg", action="append", default=[], metavar="KEY=VALUE")
+    serve_options(serve)
+    serve.set_defaults(run=_serve)
+
+    stop = commands.add_parser("stop", help="end servers that were started here")
+    stop.add_argument("name", nargs="?", help="engine, address or port; default: all of them")
+    stop.set_defaults(run=_stop)
+
     doctor = commands.add_parser("doctor", help="what is installed, what works, what to do")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -205,6 +217,28 @@ def _install(options: argparse.Namespace) -> int:
         extras=options.extras,
     )
     print("\n".join(done))
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from .config import ModelParams, parse_value
+    from .serving import serve_for
+    from .settings import current
+
+    kwargs = {k: parse_value(v) for k, _, v in (text.partition("=") for text in options.kwarg)}
+    model = ModelParams(options.model or current().default_model, model_kwargs=kwargs)
+    server = serve_for(options, model)
+    print(f"{server.engine} serves {server.model} at {server.url}", flush=True)
+    while not options.keep and server.alive:
+        time.sleep(0.5)
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    from .server_records import stop
+
+    for server in stop(options.name):
+        print(f"the server of {server.engine} at {server.url} is stopped")
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import measure
 from .residents import Resident, pool
+from .server_records import Server, servers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,22 +25,25 @@ COLUMNS = {
     "loaded_s": "Float64",
     "uptime_s": "Float64",
     "python": "str",
+    "address": "str",
 }
 
 
 def engines() -> pd.DataFrame:
-    """What is resident in this kernel, one row each.
+    """What is resident in this kernel, and the servers that were started here, one row each.
 
     Returns
     -------
     pandas.DataFrame
-        ``engine, model, state, pid, memory_bytes, peak_bytes, loaded_s, uptime_s, python``:
-        memory of the whole process tree, GPUs included, in bytes, times in seconds, NA where
-        unknown. ``state`` is ``"loading"``, ``"ready"``, ``"busy"`` or ``"crashed"``.
+        ``engine, model, state, pid, memory_bytes, peak_bytes, loaded_s, uptime_s, python,
+        address``: memory of the whole process tree, GPUs included, in bytes, times in seconds,
+        NA where unknown. ``state`` is ``"loading"``, ``"ready"``, ``"busy"`` or ``"crashed"``;
+        of a server that was started from any notebook here it is ``"serving"``.
     """
     import pandas as pd
 
     rows = [describe(resident) for resident in pool.residents()]
+    rows += [_serving(server) for server in servers()]
     columns = {
         name: pd.Series([row[name] for row in rows], dtype=kind) for name, kind in COLUMNS.items()
     }
@@ -73,4 +77,20 @@ def describe(resident: Resident) -> Mapping[str, Any]:
         "loaded_s": resident.loaded_s,
         "uptime_s": time.monotonic() - resident.ready_at if resident.ready_at and alive else None,
         "python": resident.report.get("python", resident.python) or None,
+        "address": None,
+    }
+
+
+def _serving(server: Server) -> Mapping[str, Any]:
+    return {
+        "engine": server.engine,
+        "model": server.model,
+        "state": "serving",
+        "pid": server.pid,
+        "memory_bytes": server.memory()["memory_bytes"],
+        "peak_bytes": None,
+        "loaded_s": None,
+        "uptime_s": time.time() - server.started,
+        "python": server.python,
+        "address": server.url,
     }

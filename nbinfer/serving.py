@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -26,11 +27,11 @@ from .progress import Reporter, reporter
 from .records import Stage
 from .remote.service import is_loopback
 from .residents import closing, pool
-from .servers import Server, record
+from .server_records import Server, record
 from .torch_build import gpu_vendor
 from .worker.host import inherited, kernel_python, spawn
 
-__all__ = ["ENGINES", "serve"]
+__all__ = ["ENGINES", "serve", "serve_for"]
 
 PROGRAM = Path(__file__).parent / "worker" / "server.py"
 POLL_S = 0.25
@@ -163,6 +164,32 @@ def serve(
                 starting.end()
                 raise
     raise AssertionError("unreachable")
+
+
+def serve_for(options: argparse.Namespace, model: ModelParams) -> Server:
+    """Start what a command line asks for.
+
+    Raises
+    ------
+    ConfigurationError
+        Where the variable that is to hold the key is not set, and as ``serve`` does.
+    """
+    key = None
+    if options.api_key_env is not None:
+        key = Secret(os.environ.get(options.api_key_env, ""))
+        if not key:
+            raise ConfigurationError(
+                f"the environment variable {options.api_key_env!r} holds no API key",
+                hint="set it first, or leave it out",
+            )
+    return serve(
+        options.name,
+        model,
+        host=options.host,
+        port=options.port,
+        api_key=key,
+        keep=options.keep,
+    )
 
 
 def _python(recipe: str, say: Progress) -> str:

@@ -21,6 +21,8 @@ from nbinfer.residents import pool
 # Tests that need an engine's own environment say so: by the marker ``needs``, or by running once
 # for each engine of tests/engines/conftest.py.
 WITHOUT = "NBINFER_TEST_WITHOUT"
+# Engines whose server is of another environment than their name says.
+OF_SERVERS = {"remote-vllm": "vllm"}
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -35,7 +37,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     for item in session.items:
         if "engines" in item.path.parts:
             values = getattr(getattr(item, "callspec", None), "params", {}).values()
-            needed |= {value for value in values if isinstance(value, str) and value in RECIPES}
+            named = [OF_SERVERS.get(v, v) for v in values if isinstance(v, str)]
+            needed |= {name for name in named if name in RECIPES}
         needed |= {name for mark in item.iter_markers("needs") for name in mark.args}
     for name in sorted(needed - set(os.environ.get(WITHOUT, "").split(","))):
         if environments.available(name) is None:

@@ -19,7 +19,8 @@ class OpenAICompatibleInferenceEngine(RemoteEngine):
     model_params : ModelParams or str, optional
         ``model_name``: the name under which the server serves it.
     remote_params : RemoteParams
-        ``api_url``: its address, with or without ``/v1``.
+        ``api_url``: its address, with or without ``/v1``. Default: a server that
+        ``%engine serve llamacpp`` has started.
     generation_params : GenerationParams, optional
         Defaults for every call. Parameters beyond OpenAI's reference (``top_k``, ``min_p``,
         ``repetition_penalty``) are sent only where they are set; a server that does not know
@@ -39,6 +40,7 @@ class OpenAICompatibleInferenceEngine(RemoteEngine):
     """
 
     name = "openai-compatible"
+    own_server = "llamacpp"
 
     def wire(self) -> OpenAIWire:
         return OpenAIWire(self.remote_params.extra_body)

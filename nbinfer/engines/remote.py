@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
-from .. import interrupts, measure, settings
+from .. import interrupts, measure, server_records, settings
 from ..checks import Secret
 from ..config import ModelParams, RemoteParams
 from ..errors import ConfigurationError, ModelNotFound, RunInterrupted
@@ -48,12 +48,15 @@ class RemoteEngine(InferenceEngine):
         The environment variables that hold an address and a key, as its own clients read them.
     library : str or None
         Whose server it must be, where the engine speaks that server's own words.
+    own_server : str
+        The name by which ``nbinfer.serve`` starts such a server.
     """
 
     default_url: ClassVar[str] = ""
     url_variable: ClassVar[str] = ""
     key_variable: ClassVar[str] = ""
     library: ClassVar[str | None] = None
+    own_server: ClassVar[str] = ""
 
     remote_params: RemoteParams
     _told: frozenset[str] = frozenset()
@@ -89,13 +92,21 @@ class RemoteEngine(InferenceEngine):
         """Where the server is, or the servers that share the work."""
         given = self.remote_params.api_url
         if given is None:
-            given = os.environ.get(self.url_variable) or self.default_url
+            given = os.environ.get(self.url_variable) or self._own_url() or self.default_url
         if not given:
             raise ConfigurationError(
                 f"{self.name} has no address",
                 hint="give one: RemoteParams(api_url=...), or --url in a magic",
             )
         return [given] if isinstance(given, str) else list(given)
+
+    def _own_url(self) -> str | None:
+        """The newest server of this kind that was started from a notebook here."""
+        found = [s for s in server_records.servers() if s.engine == self.own_server]
+        model = self.served_name
+        return next((s.url for s in reversed(found) if s.model == model), None) or next(
+            (s.url for s in reversed(found)), None
+        )
 
     def _key(self) -> str | None:
         params = self.remote_params
@@ -108,7 +119,10 @@ class RemoteEngine(InferenceEngine):
                 f"the environment variable {name!r} holds no API key",
                 hint=f"set it before the kernel starts, or with %env {name}=...",
             )
-        return Secret(found) if found else None
+        if found or len(self.urls) > 1:
+            return Secret(found) if found else None
+        ours = server_records.find(self.urls[0])
+        return ours.api_key if ours is not None else None
 
     @property
     def service(self) -> Service:
@@ -171,7 +185,8 @@ class RemoteEngine(InferenceEngine):
 
     def _process(self) -> int | None:
         """The server's process, where it runs on this machine and was started by us."""
-        return None
+        ours = server_records.find(self.urls[0]) if len(self.urls) == 1 else None
+        return ours.pid if ours is not None else None
 
     def _open_run(self, requests: Sequence[RowRequest], **options: Any) -> RemoteRun:
         self._announce()

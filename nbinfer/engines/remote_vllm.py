@@ -114,6 +114,7 @@ class RemoteVLLMInferenceEngine(RemoteEngine):
     name = "remote-vllm"
     default_url = "http://localhost:8000"
     library = "vllm"
+    own_server = "vllm"
 
     def wire(self) -> VLLMWire:
         return VLLMWire(self.remote_params.extra_body, self.model_params.chat_template_kwargs)

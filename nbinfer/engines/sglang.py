@@ -139,6 +139,7 @@ class SGLangInferenceEngine(RemoteEngine):
     name = "sglang"
     default_url = "http://localhost:30000"
     library = "sglang"
+    own_server = "sglang"
 
     def wire(self) -> SGLangWire:
         return SGLangWire(self.remote_params.extra_body)

@@ -13,7 +13,10 @@ from ..errors import ConfigurationError
 __all__ = ["Parser", "engine_parser", "infer_parser", "panel_parser", "split_line"]
 
 # What %engine does; completion offers the same.
-ACTIONS = ("use", "load", "unload", "restart", "logs", "install", "uninstall", "installed")
+ACTIONS = (
+    *("use", "load", "unload", "restart", "logs", "serve", "stop"),
+    *("install", "uninstall", "installed"),
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -205,7 +208,9 @@ def engine_parser() -> Parser:
         description=(
             "Without a word: what is resident. use: choose what a plain %%infer uses.\n"
             "load, unload, restart: as they say; unload without a name unloads everything.\n"
-            "logs: the engine's own output. install, uninstall: an engine's own environment;\n"
+            "logs: the engine's own output. serve: start its server (vllm, sglang, llamacpp);\n"
+            "stop: end servers, by name, address or port. install, uninstall: an engine's own\n"
+            "environment;\n"
             "installed: which are there, and the disk that they take."
         ),
     )
@@ -214,8 +219,22 @@ def engine_parser() -> Parser:
     add("name", nargs="?", metavar="NAME", help="engine (default: the one last chosen)")
     _model_options(parser)
     add("--lines", metavar="N", type=int, default=20, help="of the log (default 20)")
+    serve_options(parser)
     install_options(parser)
     return parser
+
+
+def serve_options(parser: argparse.ArgumentParser) -> None:
+    """What ``%engine serve`` and ``nbinfer serve`` take."""
+    add = parser.add_argument
+    add("--host", metavar="HOST", default="127.0.0.1", help="serve: where it listens (loopback)")
+    add("--port", metavar="PORT", type=int, help="serve: default a free one")
+    add(
+        "--api-key-env",
+        metavar="NAME",
+        help="serve: the variable that holds the key which clients must send",
+    )
+    add("--keep", action="store_true", help="serve: let it outlive whoever started it")
 
 
 def install_options(parser: argparse.ArgumentParser) -> None:

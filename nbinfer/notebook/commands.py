@@ -20,6 +20,7 @@ from ..progress import in_kernel, reporter
 from ..prompts import fill
 from ..recipes import RECIPES
 from ..residents import Resident, pool
+from ..server_records import servers
 from .arguments import (
     compare_parser,
     engine_parser,
@@ -240,9 +241,38 @@ class Commands:
         self._engine_load(options)
 
     def _engine_logs(self, options: argparse.Namespace) -> None:
+        for server in servers():
+            if server.engine == options.name:
+                print(visible(server.log_tail(options.lines)))
         for resident in self._residents(options):
             if resident.worker is not None:
                 print(visible(resident.worker.log_tail(options.lines)))
+
+    def _engine_serve(self, options: argparse.Namespace) -> None:
+        from ..serving import serve_for
+
+        server = serve_for(options, _chosen(self._named(options), options).model)
+        clients = {"vllm": "remote-vllm", "llamacpp": "openai-compatible"}
+        client = clients.get(server.engine, server.engine)
+        told = f"{server.engine} serves {server.model} at {server.url}"
+        print(visible(f"{told}; %%infer -e {client} uses it"))
+
+    def _engine_stop(self, options: argparse.Namespace) -> None:
+        from ..server_records import stop
+
+        for server in stop(options.name):
+            print(visible(f"the server of {server.engine} at {server.url} is stopped"))
+
+    @staticmethod
+    def _named(options: argparse.Namespace) -> str:
+        from ..serving import ENGINES
+
+        if options.name not in ENGINES:
+            raise ConfigurationError(
+                f"%engine serve {options.name or ''}: which server?",
+                hint=f"these can be started: {', '.join(ENGINES)}",
+            )
+        return str(options.name)
 
     def _engine_install(self, options: argparse.Namespace) -> None:
         from .. import installing

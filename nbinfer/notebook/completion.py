@@ -67,6 +67,8 @@ def candidates(text: str, namespace: dict[str, Any]) -> list[str] | None:
             from ..recipes import RECIPES
 
             found = list(RECIPES)
+        elif len(plain) == 1 and plain[0] in ("serve", "stop"):
+            found = ["vllm", "sglang", "llamacpp"]
     elif command == "engine_exec":
         from ..engines import registry
 

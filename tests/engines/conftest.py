@@ -12,19 +12,26 @@ import pytest
 import nbinfer
 from nbinfer import GenerationParams, InferenceEngine, ModelParams, environments
 from nbinfer.engines import registry
+from nbinfer.residents import pool
 
 from ..conftest import WITHOUT, eventually, our_threads, reset_state, workers
 
 
 @dataclass(frozen=True)
 class Variant:
-    """An engine as the suite runs it, and the managed environment that its library needs."""
+    """An engine as the suite runs it, and the managed environment that its library needs.
+
+    ``server`` is what ``nbinfer.serve`` starts for it: a real one, on loopback.
+    """
 
     engine: str
     recipe: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    server: str = ""
 
     def make(self, **changes: Any) -> InferenceEngine:
+        if self.server:  # it finds its server by itself, as a notebook's would
+            return registry.engine_class(self.engine)(ModelParams("smollm2-135m", **changes))
         given = {"model_max_length": 2048, "model_kwargs": dict(self.options), **changes}
         return registry.engine_class(self.engine)(ModelParams("smollm2-135m", **given))
 
@@ -41,6 +48,11 @@ VARIANTS = {
     "native": Variant("native", "native"),
     "vllm": Variant("vllm", "vllm"),
 }
+SERVERS = {
+    "remote-vllm": Variant("remote-vllm", "vllm", server="vllm"),
+    "sglang": Variant("sglang", "sglang", server="sglang"),
+}
+ALL = {**VARIANTS, **SERVERS}
 GREEDY = GenerationParams(max_new_tokens=16)
 
 
@@ -61,7 +73,7 @@ def _end() -> Iterator[None]:
 
 def installed(name: str) -> Variant:
     """A variant whose library is there; ``pytest_collection_finish`` has seen to it."""
-    variant = VARIANTS[name]
+    variant = ALL[name]
     if variant.recipe:
         if variant.recipe in os.environ.get(WITHOUT, "").split(","):
             pytest.skip(f"{name} is left out by {WITHOUT}")
@@ -69,10 +81,16 @@ def installed(name: str) -> Variant:
     return variant
 
 
-@pytest.fixture(scope="session", params=VARIANTS)
-def variant(request: pytest.FixtureRequest) -> Variant:
-    """Each engine in turn, installed."""
-    return installed(request.param)
+@pytest.fixture(scope="session", params=ALL)
+def variant(request: pytest.FixtureRequest) -> Iterator[Variant]:
+    """Each engine in turn, installed; its server, where it is one, runs meanwhile."""
+    found = installed(request.param)
+    if not found.server:
+        yield found
+        return
+    pool.unload_all()  # one at a time: a server keeps the cores busy
+    with nbinfer.serve(found.server, ModelParams(model_max_length=2048)):
+        yield found
 
 
 @pytest.fixture

@@ -6,7 +6,11 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from nbinfer import GenerationParams, models
+
+from .conftest import VARIANTS
 
 TOKENS = 24
 THINGS = (
@@ -23,6 +27,7 @@ LIBRARIES = {
 }
 
 
+@pytest.mark.parametrize("variant", VARIANTS, indirect=True)
 def test_fifty_prompts(variant, engine):
     resident = engine.load().resident
     path = resident.model_facts["path"]

@@ -1,0 +1,176 @@
+"""Real servers, started by our own command: found, asked, stopped, gone with their kernel."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import stat
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+import nbinfer
+from nbinfer import (
+    ConfigurationError,
+    GenerationParams,
+    LoadError,
+    ModelParams,
+    OpenAICompatibleInferenceEngine,
+    RemoteParams,
+    RunInterrupted,
+    settings,
+)
+from nbinfer.worker.host import session_pids
+
+from ..conftest import eventually
+from ..kernel import Kernel
+from ..unit.conftest import interrupt_when
+
+SHORT = GenerationParams(max_new_tokens=8)
+
+
+@pytest.fixture
+def server(clean):
+    with nbinfer.serve("llamacpp", ModelParams(model_kwargs={"n_ctx": 512})) as server:
+        yield server
+
+
+def test_a_server_of_llamacpp(server):
+    frame = OpenAICompatibleInferenceEngine().infer(["Name a colour.", "Name an animal."], SHORT)
+    assert frame["error"].isna().all()
+    assert frame["output_tokens"].between(1, 8).all()
+    facts = frame.attrs["nbinfer"]
+    assert facts["engine_facts"]["servers"] == [server.url]
+    # It is ours and on this machine: what it takes is measured.
+    assert frame["model_memory_bytes"][0] > 150_000_000
+    assert frame["peak_memory_bytes"][0] >= frame["model_memory_bytes"][0]
+
+
+def test_it_is_listed_and_its_key_is_nowhere(server, capsys):
+    key = str(server.api_key)
+    assert len(key) > 20
+    table = nbinfer.engines()
+    row = table[table["address"] == server.url].iloc[0]
+    assert (row["engine"], row["state"], row["pid"]) == ("llamacpp", "serving", server.pid)
+    assert row["memory_bytes"] > 150_000_000
+    record = settings.home() / "servers" / f"{server.pid}.json"
+    assert stat.S_IMODE(record.stat().st_mode) == 0o600
+    assert stat.S_IMODE(record.parent.stat().st_mode) == 0o700
+    OpenAICompatibleInferenceEngine().infer("x", SHORT)
+    seen = repr(server) + table.to_csv() + repr(nbinfer.servers()) + Path(server.log).read_text()
+    for pid in session_pids(server.pid):
+        seen += Path(f"/proc/{pid}/cmdline").read_text() + Path(f"/proc/{pid}/environ").read_text()
+    said = capsys.readouterr()
+    seen += said.out + said.err + nbinfer.last().to_csv() + str(nbinfer.last().attrs)
+    assert key not in seen
+
+
+def test_it_asks_for_its_key_and_answers_no_strange_page(server):
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    url = f"{server.url}/v1/chat/completions"
+    assert httpx.post(url, json=body).status_code == 401
+    headers = {"authorization": f"Bearer {server.api_key}", "origin": "https://elsewhere.example"}
+    allowed = httpx.post(url, json=body, headers=headers, timeout=60).headers.get(
+        "access-control-allow-origin"
+    )
+    assert allowed not in ("*", "https://elsewhere.example")
+    engine = OpenAICompatibleInferenceEngine(
+        remote_params=RemoteParams(api_url=server.url, api_key="sk-wrong")
+    )
+    with pytest.raises(nbinfer.ServerError, match="refuses the key"):
+        engine.infer("x", SHORT)
+
+
+def test_stopped_it_is_gone(server):
+    pids = session_pids(server.pid)
+    assert pids
+    with pytest.raises(ConfigurationError, match="no server is 'sglang'"):
+        nbinfer.stop("sglang")
+    assert [s.url for s in nbinfer.stop(server.url)] == [server.url]
+    assert not any(psutil.pid_exists(p) and p in session_pids(server.pid) for p in pids)
+    assert nbinfer.servers() == []
+    assert not (settings.home() / "servers" / f"{server.pid}.json").exists()
+
+
+def test_a_record_of_a_process_that_is_gone_is_none(server):
+    os.kill(server.pid, signal.SIGKILL)
+    assert eventually(lambda: nbinfer.servers() == [])
+    assert eventually(lambda: session_pids(server.pid) == [])
+
+
+def test_a_port_of_ones_own_and_one_that_is_taken(clean):
+    with nbinfer.serve("llamacpp") as first:
+        port = int(first.url.rpartition(":")[2])
+        with pytest.raises(ConfigurationError, match=f"port {port} of 127.0.0.1 cannot be had"):
+            nbinfer.serve("llamacpp", port=port)
+    with nbinfer.serve("llamacpp", port=port) as again:
+        assert again.url == first.url
+
+
+def test_what_cannot_start_says_why(clean, tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF and nothing else")
+    with pytest.raises(LoadError, match="server of llamacpp did not start") as caught:
+        nbinfer.serve("llamacpp", str(broken))
+    assert caught.value.log_tail
+    assert nbinfer.servers() == []
+    with pytest.raises(ConfigurationError, match="native has no server to start"):
+        nbinfer.serve("native")
+
+
+def test_an_interrupt_while_it_starts_ends_it(clean, monkeypatch):
+    monkeypatch.setattr(nbinfer.serving, "_answers", lambda *_: False)
+    with interrupt_when(lambda: nbinfer.servers()), pytest.raises(RunInterrupted):
+        nbinfer.serve("llamacpp")
+    assert nbinfer.servers() == []
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_server_ends_with_its_kernel_unless_it_is_kept(keep):
+    with Kernel() as kernel:
+        option = "--keep" if keep else ""
+        told = kernel.run(f"%engine serve llamacpp {option}").ok().stdout
+        url = re.search(r"http://[\d.:]+", told)[0]
+        (server,) = [s for s in nbinfer.servers() if s.url == url]
+        assert kernel.run("%infer -e openai-compatible --max-new-tokens 4 Hello").ok().results
+        kernel.kill9()
+        if keep:
+            time.sleep(1)
+            assert server.alive
+            server.stop()
+        assert eventually(lambda: not server.alive and session_pids(server.pid) == [])
+
+
+@pytest.mark.needs("vllm")
+def test_a_server_of_vllm_takes_adapters_while_it_runs(clean):
+    params = ModelParams(model_max_length=512, model_kwargs={"enable_lora": True})
+    with nbinfer.serve("vllm", params) as server:
+        engine = nbinfer.RemoteVLLMInferenceEngine(
+            ModelParams(adapters={"mine": "/no/such/folder"}),
+            remote_params=RemoteParams(api_url=server.url),
+        )
+        with pytest.raises(nbinfer.ModelNotFound, match="cannot load the adapter 'mine'"):
+            engine.infer("x", SHORT)
+        plain = nbinfer.RemoteVLLMInferenceEngine().infer("Name a colour.", SHORT)
+        assert plain["error"].isna().all()
+        assert plain.attrs["nbinfer"]["engine_facts"]["kv_cache_tokens"] > 0
+
+
+def test_the_command_line_serves_and_stops(clean, tmp_path):
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "nbinfer.cli"]
+    with subprocess.Popen(
+        [*command, "serve", "llamacpp", "-k", "n_ctx=512"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        line = process.stdout.readline()
+        assert "llamacpp serves smollm2-135m at http://127.0.0.1:" in line
+        done = subprocess.run([*command, "stop", "llamacpp"], capture_output=True, text=True)
+        assert done.returncode == 0
+        assert "is stopped" in done.stdout
+        assert process.wait(10) == 0
