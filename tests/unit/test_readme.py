@@ -187,6 +187,8 @@ def test_every_nbinfer_command_is_one():
         "install",
         "uninstall",
         "installed",
+        "serve",
+        "stop",
         "doctor",
     }
     for _, *words in said:
