@@ -56,7 +56,7 @@ def test_every_cell_was_executed_and_none_failed(path):
                 assert not output.data or {"text/html", "image/png"} & set(output.data)
 
 
-@pytest.mark.needs("native", "vllm")
+@pytest.mark.needs("native", "vllm", "sglang")
 @pytest.mark.timeout(900)
 def test_strict_nbval_passes_whether_or_not_progress_is_shown():
     """With no delay every run draws its status line, and the cells are still the same."""

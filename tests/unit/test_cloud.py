@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 
 import openai.types.chat as openai_types
 import openai.types.chat.completion_create_params as openai_params
@@ -224,6 +225,14 @@ def test_an_answer_of_anthropic_in_one_piece(server):
 def test_the_events_of_these_tests_are_openais():
     for event in events("one two")[:-1]:
         openai_types.ChatCompletionChunk.model_validate(event)
+
+
+def test_the_wire_that_the_notebook_plays_is_openais():
+    wire = Path(__file__).parents[2] / "notebooks" / "recorded" / "openai_chat.txt"
+    *chunks, done = [e.removeprefix("data: ") for e in wire.read_text().split("\n\n") if e]
+    assert done == "[DONE]"
+    for text in chunks:
+        openai_types.ChatCompletionChunk.model_validate_json(text)
 
 
 def test_openais_request(server):
