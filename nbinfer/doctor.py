@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import __version__, environments, models, settings
+from .checks import Address
 from .engines import registry
+from .engines.remote import RemoteEngine
 from .errors import NbinferError
 from .measure import machine
 from .recipes import RECIPES
@@ -64,6 +66,9 @@ def _home() -> Iterator[Check]:
 def _engines() -> Iterator[Check]:
     """Those of the base install; the others are ``_recipes``."""
     for spec in registry.specs():
+        if "server" in spec.capabilities.features:
+            yield _server(spec)
+            continue
         if spec.name in RECIPES:
             continue
         try:
@@ -76,6 +81,21 @@ def _engines() -> Iterator[Check]:
             )
         else:
             yield True, f"engine {spec.name}: {spec.library} {version} ({spec.summary})", ""
+
+
+def _server(spec: registry.EngineSpec) -> Check:
+    """Where an engine that is a server would be looked for; nothing is asked of it."""
+    engine = registry.engine_class(spec.name)()
+    assert isinstance(engine, RemoteEngine)
+    try:
+        place = ", ".join(Address(url).masked for url in engine.urls)
+    except NbinferError as error:
+        return True, f"engine {spec.name}: {error.message}; {error.hint}", ""
+    key = ""
+    if engine.key_variable:
+        there = os.environ.get(engine.key_variable)
+        key = f", {engine.key_variable} is {'set' if there else 'not set'}"
+    return True, f"engine {spec.name}: {place}{key} ({spec.summary})", ""
 
 
 def _recipes() -> Iterator[Check]:

@@ -67,7 +67,7 @@ def opened(
     place = rowfile.checked(path)
     with rowfile.locked(place):
         with rowfile.told(place, "written"):
-            asked = Asked(engine.name, engine.model_params, params)
+            asked = Asked(engine.name, engine.model_params, params, engine.asked_beyond)
             store = RowStore(place, requests, asked, run_id)
         with contextlib.closing(store):
             yield store
@@ -82,20 +82,27 @@ class Asked:
         The engine's name.
     model_params, generation_params
         Its parameters; secrets are masked in both.
+    beyond : mapping, default {}
+        What else changes an answer, by the name of its field.
     """
 
     def __init__(
-        self, engine: str, model_params: ModelParams, generation_params: GenerationParams
+        self,
+        engine: str,
+        model_params: ModelParams,
+        generation_params: GenerationParams,
+        beyond: Mapping[str, Any] | None = None,
     ) -> None:
         self.meta: dict[str, Any] = {
             "engine": engine,
             "model_params": model_params.to_dict(),
             "generation_params": generation_params.to_dict(),
+            "beyond": dict(beyond or {}),
         }
         # Of the fields that were changed alone, so that one which a later version adds leaves
         # old files valid. A default that changes is seen in meta, which has all fields.
         changed = [p.to_dict(changed_only=True) for p in (model_params, generation_params)]
-        self._base = hashlib.sha256(_canonical([engine, *changed]))
+        self._base = hashlib.sha256(_canonical([engine, *changed, *([beyond] if beyond else [])]))
 
     def fingerprint(self, request: RowRequest) -> str:
         """SHA-256 over canonical JSON of the model, the parameters and what is sent."""
@@ -113,6 +120,10 @@ class Asked:
             now = self.meta[part]
             then = {**default.to_dict(), **known[part]}  # a field may be newer than the file
             differ += [(n, then.get(n), now.get(n)) for n in now if then.get(n) != now.get(n)]
+        then, now = known.get("beyond", {}), self.meta["beyond"]
+        differ += [
+            (n, then.get(n), now.get(n)) for n in {**then, **now} if then.get(n) != now.get(n)
+        ]
         if differ:
             was = ", ".join(f"{name}={before!r:.200}" for name, before, _ in differ)
             is_now = ", ".join(f"{name}={after!r:.200}" for name, _, after in differ)

@@ -83,6 +83,11 @@ class InferenceEngine(abc.ABC):
         """What this engine honours."""
         return registry.spec(self.name).capabilities
 
+    @property
+    def asked_beyond(self) -> dict[str, Any]:
+        """What changes an answer beside model and generation parameters, by its field's name."""
+        return {}
+
     @abc.abstractmethod
     def load(self) -> Self:
         """Load the model now, if it is not resident. Returns the engine.

@@ -81,6 +81,11 @@ class RemoteEngine(InferenceEngine):
             names = ", ".join(sorted(changed))
             notify(f"{self.name} leaves {names} to the server, which was started with its own")
 
+    @property
+    def asked_beyond(self) -> dict[str, Any]:
+        extra = self.remote_params.to_dict(changed_only=True).get("extra_body")
+        return {"extra_body": extra} if extra else {}
+
     # ------------------------------------------------------------------ the server
 
     def wire(self) -> Wire:

@@ -33,6 +33,7 @@ SIGNS = {
     "ready": "●",
     "busy": "◉",
     "crashed": "✕",
+    "server": "⇄",
 }
 # Colours are the theme's own: ipywidgets' label colour, and parts of it.
 TEXT = "color:var(--jp-widgets-label-color,currentColor);line-height:1.5;overflow-wrap:anywhere"

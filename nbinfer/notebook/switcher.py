@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import environments, overview, selection, settings
+from ..checks import Address
 from ..config import ModelParams, parse_value
 from ..engines import registry
 from ..engines.local import LocalEngine
+from ..engines.remote import RemoteEngine
 from ..errors import ConfigurationError, NbinferError, brief_traceback
 from ..measure import Seen, seen
 from ..residents import Resident, pool
@@ -38,10 +40,11 @@ class Row:
     key : str
         Stays the same while the row is loaded, used and unloaded.
     state : str
-        ``"not installed"``, ``"not loaded"``, ``"loading"``, ``"ready"``, ``"busy"`` or
-        ``"crashed"``.
+        ``"not installed"``, ``"not loaded"``, ``"loading"``, ``"ready"``, ``"busy"``,
+        ``"crashed"`` or, of an engine elsewhere, ``"server"``.
     note : str
-        The stage of a load, how it crashed, what installs it, or what a GPU holds of it.
+        The stage of a load, how it crashed, what installs it, what a GPU holds of it, or
+        where a server is.
     held : Seen or None
         Memory of its process tree.
     chosen : bool
@@ -159,6 +162,9 @@ class Switcher:
 
     def _absent(self, wanted: Selection, *, chosen: bool) -> Row:
         key = key_of(wanted)
+        if "server" in registry.spec(wanted.engine).capabilities.features:
+            place = self._lookup(("place", key), lambda: where_it_is(wanted), SLOW_S)
+            return Row(key, chosen, "server", wanted, place)
         missing = self._lookup(("missing", key), lambda: what_is_missing(wanted), SLOW_S)
         return Row(key, chosen, "not installed" if missing else "not loaded", wanted, missing)
 
@@ -238,6 +244,16 @@ def asked_for(resident: Resident) -> Selection:
     )
 
 
+def where_it_is(wanted: Selection) -> str:
+    """A server's addresses, without their passwords; what to do where it has none."""
+    try:
+        engine = wanted.make()
+        assert isinstance(engine, RemoteEngine)
+        return ", ".join(Address(url).masked for url in engine.urls)
+    except NbinferError as error:
+        return error.hint or error.message
+
+
 def held_by(resident: Resident) -> Seen | None:
     """What its process tree holds now."""
     worker = resident.worker
@@ -295,6 +311,10 @@ def command(action: str, wanted: Selection) -> str:
     for name, value in wanted.model.to_dict()["model_kwargs"].items():
         plain = isinstance(value, str) and parse_value(value) == value
         words += ["-k", shlex.quote(f"{name}={value if plain else repr(value)}")]
+    if wanted.remote is not None and wanted.remote.api_url is not None:
+        given = wanted.remote.api_url
+        for url in [given] if isinstance(given, str) else given:
+            words += ["--url", shlex.quote(Address(url).masked)]
     others = sorted(set(values) - {"model_name", "model_kwargs"})
     if others:
         words.append(f"(and from Python: {', '.join(others)})")

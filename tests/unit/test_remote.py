@@ -682,6 +682,16 @@ def test_the_settings_name_an_address(server):
     assert engine.remote_params.num_workers == 2
 
 
+def test_a_run_goes_on_from_its_file_unless_more_was_asked(server, tmp_path):
+    path = tmp_path / "rows.db"
+    made(server).infer(["a", "b"], output_path=path)
+    frame = made(server).infer(["a", "b", "c"], output_path=path)
+    assert frame["output"].tolist() == ["a", "b", "c"]
+    assert len(server.calls) == 3
+    with pytest.raises(ConfigurationError, match="extra_body"):
+        made(server, extra_body={"cache_salt": "x"}).infer(["a", "b"], output_path=path)
+
+
 def test_keys_are_nowhere(server, monkeypatch):
     monkeypatch.setenv("PLANTED", KEY)
 
