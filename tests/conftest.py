@@ -58,6 +58,19 @@ def install(session: pytest.Session, name: str) -> None:
     environments.install(name, progress=say)
 
 
+# Every key and secret header of these tests has it in its text.
+PLANTED = b"planted"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _keys_are_nowhere() -> Iterator[None]:
+    """What the tests used as keys is in no file that nbinfer wrote, and in no notebook."""
+    yield
+    places = [settings.home() / "logs", Path(__file__).parents[1] / "notebooks"]
+    files = [path for place in places if place.is_dir() for path in place.rglob("*")]
+    assert [p for p in files if p.is_file() and PLANTED in p.read_bytes()] == []
+
+
 def workers() -> list[psutil.Process]:
     """Worker processes that this process started, and theirs."""
     found = []

@@ -29,6 +29,7 @@ from nbinfer.worker.host import session_pids
 from ..conftest import eventually
 from ..kernel import Kernel
 from ..unit.conftest import interrupt_when
+from .conftest import SERVERS
 
 SHORT = GenerationParams(max_new_tokens=8)
 
@@ -174,3 +175,86 @@ def test_the_command_line_serves_and_stops(clean, tmp_path):
         assert done.returncode == 0
         assert "is stopped" in done.stdout
         assert process.wait(10) == 0
+
+
+# The guide's blocks, to the letter but for the import, the model's name and the address.
+GUIDE = {
+    "remote-vllm": """
+engine = RemoteVLLMInferenceEngine(
+    model_params=ModelParams(model_name="{model}"),
+    remote_params=RemoteParams(
+        api_url="{url}",
+        max_retries=3,
+    )
+)
+""",
+    "sglang": """
+engine = SGLangInferenceEngine(
+    model_params=ModelParams(model_name="{model}"),
+    remote_params=RemoteParams(api_url="{url}")
+)
+""",
+}
+LOCAL_TO_REMOTE = """
+engine = VLLMInferenceEngine(model_params)
+
+engine = RemoteVLLMInferenceEngine(
+    model_params=model_params,
+    remote_params=RemoteParams(api_url="{url}")
+)
+"""
+
+
+@pytest.mark.parametrize("variant", SERVERS, indirect=True)
+def test_the_guides_blocks_run(variant, engine):
+    (url,) = engine.urls
+    model = "smollm2-135m"
+    model_params = ModelParams(model_name=model, model_kwargs={"tensor_parallel_size": 1})
+    names = {name: getattr(nbinfer, name) for name in nbinfer.__all__}
+    names["model_params"] = model_params
+    blocks = [GUIDE[variant.engine]]
+    blocks += [LOCAL_TO_REMOTE] if variant.engine == "remote-vllm" else []
+    for block in blocks:
+        exec(block.format(model=model, url=url), names)
+        frame = names["engine"].infer(["Name a colour.", "Name an animal."], SHORT)
+        assert frame["error"].isna().all()
+        assert (frame["output"].str.len() > 0).all()
+
+
+@pytest.mark.parametrize("variant", SERVERS, indirect=True)
+def test_an_interrupt_reaches_the_server(variant, engine):
+    """The kernel is free, and the server computes for nobody: the next answer is soon there."""
+    first = engine.infer("Hi", SHORT)
+    long = GenerationParams(max_new_tokens=1500)
+    began = time.monotonic()
+    with (
+        interrupt_when(lambda: time.monotonic() > began + 1.5),
+        pytest.raises(RunInterrupted) as caught,
+    ):
+        engine.infer(["Write a long story about a fox."] * 8, long)
+    assert (caught.value.frame["finish_reason"] == "cancelled").sum() > 0
+    again = engine.infer("Hi", SHORT)
+    assert again["output"][0] == first["output"][0]
+    assert again["latency_s"][0] < 20
+
+
+@pytest.mark.parametrize("variant", SERVERS, indirect=True)
+def test_guided_decoding_in_the_servers_words(variant, engine):
+    for guided, fits in (
+        ({"regex": "[0-9]{4}"}, r"\d{4}"),
+        ({"choice": ["yes", "no (really)"]}, r"yes|no \(really\)"),
+        ({"grammar": 'root ::= "up" | "down"'}, "up|down"),
+    ):
+        params = GenerationParams(max_new_tokens=12, guided_decoding=guided)
+        row = engine.infer("Answer.", params).loc[0]
+        assert re.fullmatch(fits, row["output"]), (guided, row["output"])
+
+
+@pytest.mark.parametrize("variant", SERVERS, indirect=True)
+def test_log_probabilities_of_a_prompt(variant, engine):
+    params = GenerationParams(max_new_tokens=2, prompt_logprobs=1, raw=True)
+    row = engine.infer("The capital of France is Paris.", params).loc[0]
+    first, *others = row["prompt_logprobs"]
+    assert first is None
+    assert len(others) == row["prompt_tokens"] - 1
+    assert all(token[0]["logprob"] <= 0 for token in others)
