@@ -228,6 +228,7 @@ class _Starting:
         self, engine: str, backend: str, python: str, message: dict[str, Any], keep: bool
     ) -> None:
         where = message["where"]
+        self._host = where["host"]
         shown = "127.0.0.1" if where["host"] in ("0.0.0.0", "::") else where["host"]
         log = pool.log_path(f"{engine}-server")
         # A file and not a pipe: a server that outlives this kernel must not lose its reader.
@@ -279,7 +280,7 @@ class _Starting:
                     break
                 time.sleep(POLL_S)
         self._events.unlink(missing_ok=True)
-        if server.api_key and not is_loopback(server.url):
+        if server.api_key and not is_loopback(f"http://{self._host}"):
             notify(f"its API key is in {settings.home() / 'servers'}, for this user alone")
         return server
 

@@ -149,7 +149,8 @@ async def _load_adapter(server: Server, name: str, path: str) -> None:
         )
     except httpx.HTTPError as error:
         raise ServerError(f"{server.shown}: {from_exception(error).message}") from None
-    if response.status_code == 404 and b"does not exist" not in response.content:
+    # No such path, in the framework's own words; a folder that is none is a 404 of vLLM's.
+    if response.status_code == 404 and b'"Not Found"' in response.content:
         raise ServerError(
             f"{server.shown} does not serve the adapter {name!r} and loads none while it runs",
             hint="Start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, or with "

@@ -30,6 +30,7 @@ from ..conftest import eventually
 from ..kernel import Kernel
 from ..unit.conftest import interrupt_when
 from .conftest import SERVERS
+from .test_vllm import lora
 
 SHORT = GenerationParams(max_new_tokens=8)
 
@@ -112,6 +113,18 @@ def test_a_port_of_ones_own_and_one_that_is_taken(clean):
         assert again.url == first.url
 
 
+def test_beyond_this_machine_it_has_a_random_key_and_says_where(clean, capsys):
+    with nbinfer.serve("llamacpp", host="0.0.0.0") as server:
+        assert len(server.api_key) > 20
+        assert server.url.startswith("http://127.0.0.1:")
+        assert httpx.get(f"{server.url}/props").status_code == 401
+    assert nbinfer.serving._key("vllm", "0.0.0.0")
+    assert nbinfer.serving._key("vllm", "127.0.0.1") is None
+    said = capsys.readouterr().err
+    assert f"its API key is in {settings.home() / 'servers'}" in said
+    assert str(server.api_key) not in said
+
+
 def test_what_cannot_start_says_why(clean, tmp_path):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF and nothing else")
@@ -147,7 +160,7 @@ def test_a_server_ends_with_its_kernel_unless_it_is_kept(keep):
 
 
 @pytest.mark.needs("vllm")
-def test_a_server_of_vllm_takes_adapters_while_it_runs(clean):
+def test_a_server_of_vllm_takes_adapters_while_it_runs(clean, tmp_path):
     params = ModelParams(model_max_length=512, model_kwargs={"enable_lora": True})
     with nbinfer.serve("vllm", params) as server:
         engine = nbinfer.RemoteVLLMInferenceEngine(
@@ -159,6 +172,15 @@ def test_a_server_of_vllm_takes_adapters_while_it_runs(clean):
         plain = nbinfer.RemoteVLLMInferenceEngine().infer("Name a colour.", SHORT)
         assert plain["error"].isna().all()
         assert plain.attrs["nbinfer"]["engine_facts"]["kv_cache_tokens"] > 0
+        adapted = nbinfer.RemoteVLLMInferenceEngine(
+            ModelParams(adapters={"one": lora(tmp_path / "one", seed=1)}),
+            remote_params=RemoteParams(api_url=server.url),
+        )
+        params = GenerationParams(max_new_tokens=8, adapter="one")
+        with_it = adapted.infer("Name a colour.", params)
+        assert with_it["error"].isna().all()
+        assert with_it["output"][0] != plain["output"][0]
+        assert adapted.infer("Name a colour.", SHORT)["output"][0] == plain["output"][0]
 
 
 def test_the_command_line_serves_and_stops(clean, tmp_path):
