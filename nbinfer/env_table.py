@@ -46,7 +46,7 @@ def installed() -> pd.DataFrame:
 
 
 def _base() -> list[str]:
-    return [name for name in registry.names() if name not in RECIPES]
+    return [spec.name for spec in registry.specs() if spec.library and spec.name not in RECIPES]
 
 
 def _row(name: str) -> dict[str, Any]:

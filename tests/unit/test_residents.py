@@ -349,6 +349,7 @@ def test_the_table(clean):
         "loaded_s": "Float64",
         "uptime_s": "Float64",
         "python": "str",
+        "address": "str",
     }
     assert {name: str(kind) for name, kind in empty.dtypes.items()} == kinds
     assert len(empty) == 0

@@ -31,6 +31,7 @@ STACKS = [
     {"llama_cpp", "numpy"},
     {"transformers", "torch", "tokenizers", "llguidance", "numpy"},
     {"vllm", "transformers"},
+    {"sglang"},
 ]
 
 
