@@ -19,6 +19,10 @@ COMMON = frozenset({"max_new_tokens", "temperature", "seed", "n", "raw"})
 SAMPLING = frozenset({"top_p", "top_k", "min_p", "repetition_penalty", "logit_bias"})
 PENALTIES = frozenset({"frequency_penalty", "presence_penalty"})
 STOPS = frozenset({"stop_strings", "stop_token_ids"})
+# What native, vLLM and SGLang have in common.
+FULL = frozenset(
+    {*COMMON, *SAMPLING, *PENALTIES, *STOPS, "logprobs", "skip_special_tokens", "guided_decoding"}
+)
 GUIDED = frozenset({"json", "regex", "choice", "grammar"})
 # What every server has: nothing is loaded here, and many rows are under way at once.
 SERVER = frozenset({"streaming", "continuous_batching", "server"})
@@ -110,16 +114,7 @@ _SPECS = {
             "Hugging Face Transformers: every model, for prototypes and debugging",
             library="transformers",
             capabilities=Capabilities(
-                generation=COMMON
-                | SAMPLING
-                | PENALTIES
-                | STOPS
-                | {
-                    "logprobs",
-                    "num_beams",
-                    "skip_special_tokens",
-                    "guided_decoding",
-                },
+                generation=FULL | {"num_beams"},
                 model=frozenset(
                     {
                         "model_revision",
@@ -147,16 +142,7 @@ _SPECS = {
             "vLLM: continuous batching and paged KV cache, for throughput",
             library="vllm",
             capabilities=Capabilities(
-                generation=COMMON
-                | SAMPLING
-                | PENALTIES
-                | STOPS
-                | {
-                    "logprobs",
-                    "skip_special_tokens",
-                    "guided_decoding",
-                    "adapter",
-                },
+                generation=FULL | {"adapter"},
                 model=frozenset(
                     {
                         "adapter_model",
@@ -192,14 +178,7 @@ _SPECS = {
             "remote_vllm:RemoteVLLMInferenceEngine",
             "a vLLM server: one model for many clients",
             capabilities=Capabilities(
-                generation=COMMON
-                | SAMPLING
-                | PENALTIES
-                | STOPS
-                | {
-                    *("logprobs", "skip_special_tokens", "guided_decoding", "adapter"),
-                    *("prompt_logprobs", "priority"),
-                },
+                generation=FULL | {"adapter", "prompt_logprobs", "priority"},
                 model=frozenset({"adapter_model", "adapters", "chat_template_kwargs"}),
                 guided_decoding=GUIDED,
                 features=SERVER | {"prefix_caching", "adapters", "vision"},
@@ -210,14 +189,7 @@ _SPECS = {
             "sglang:SGLangInferenceEngine",
             "an SGLang server: RadixAttention and structured outputs",
             capabilities=Capabilities(
-                generation=COMMON
-                | SAMPLING
-                | PENALTIES
-                | STOPS
-                | {
-                    *("logprobs", "skip_special_tokens", "guided_decoding", "adapter"),
-                    *("prompt_logprobs", "priority"),
-                },
+                generation=FULL | {"adapter", "prompt_logprobs", "priority"},
                 guided_decoding=GUIDED,
                 features=SERVER | {"prefix_caching", "adapters", "vision"},
             ),

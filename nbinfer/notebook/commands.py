@@ -9,18 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.display import display
 
-from .. import interrupts, overview, selection
+from .. import interrupts
 from ..comparison import compare
-from ..config import GenerationParams, GuidedDecodingParams, parse_setting, parse_value
-from ..engines import registry
+from ..config import GenerationParams, GuidedDecodingParams, parse_setting
 from ..engines.local import LocalEngine
 from ..errors import ConfigurationError, NbinferError, RunInterrupted
 from ..messages import Conversation, ImagePart, Message, Role, TextPart
-from ..progress import in_kernel, reporter
+from ..progress import in_kernel
 from ..prompts import fill
-from ..recipes import RECIPES
-from ..residents import Resident, pool
-from ..server_records import servers
 from .arguments import (
     compare_parser,
     engine_parser,
@@ -29,8 +25,9 @@ from .arguments import (
     panel_parser,
     split_line,
 )
+from .choosing import chosen as chosen_for
+from .engine_commands import EngineCommands
 from .status import CellStream
-from .text import visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,15 +91,7 @@ class Commands:
 
     def engine(self, line: str) -> pd.DataFrame | None:
         """Run ``%engine``."""
-        options = engine_parser().parse_line(line)
-        if options.action is None:
-            return overview.engines()
-        if options.action == "installed":
-            from ..env_table import installed
-
-            return installed()
-        getattr(self, f"_engine_{options.action}")(options)
-        return None
+        return EngineCommands().run(engine_parser().parse_line(line))
 
     # -------------------------------------------------------------------- %%infer
 
@@ -130,7 +119,7 @@ class Commands:
 
     def _engine(self, name: str | None, options: argparse.Namespace) -> InferenceEngine:
         """The engine that a magic's options name."""
-        chosen = _chosen(name, options)
+        chosen = chosen_for(name, options)
         model = chosen.model
         path = getattr(options, "adapter", None)
         if path is not None:
@@ -213,112 +202,6 @@ class Commands:
             display(frame)
         return None
 
-    # -------------------------------------------------------------------- %engine
-
-    def _engine_use(self, options: argparse.Namespace) -> None:
-        chosen = _chosen(options.name, options)
-        selection.use(chosen)  # bad parameters are told now
-        print(f"%%infer now uses {chosen.engine} · {visible(chosen.model.model_name)}")
-
-    def _engine_load(self, options: argparse.Namespace) -> None:
-        chosen = _chosen(options.name, options)
-        engine = chosen.make().load()
-        memory = engine.memory()["memory_bytes"]
-        name = visible(chosen.model.model_name)
-        size = "unknown memory" if memory is None else f"{memory / 1e6:,.0f} MB"
-        print(f"{chosen.engine} · {name} is loaded: {size}")
-
-    def _engine_unload(self, options: argparse.Namespace) -> None:
-        found = self._residents(options, all_without_name=True)
-        for resident in found:
-            freed = pool.unload(resident)
-            print(f"{visible(resident.label)} is unloaded: {freed / 1e6:,.0f} MB came back")
-        if not found:
-            print("nothing was loaded")
-
-    def _engine_restart(self, options: argparse.Namespace) -> None:
-        self._engine_unload(options)
-        self._engine_load(options)
-
-    def _engine_logs(self, options: argparse.Namespace) -> None:
-        for server in servers():
-            if server.engine == options.name:
-                print(visible(server.log_tail(options.lines)))
-        for resident in self._residents(options):
-            if resident.worker is not None:
-                print(visible(resident.worker.log_tail(options.lines)))
-
-    def _engine_serve(self, options: argparse.Namespace) -> None:
-        from ..serving import serve_for
-
-        server = serve_for(options, _chosen(self._named(options), options).model)
-        clients = {"vllm": "remote-vllm", "llamacpp": "openai-compatible"}
-        client = clients.get(server.engine, server.engine)
-        told = f"{server.engine} serves {server.model} at {server.url}"
-        print(visible(f"{told}; %%infer -e {client} uses it"))
-
-    def _engine_stop(self, options: argparse.Namespace) -> None:
-        from ..server_records import stop
-
-        for server in stop(options.name):
-            print(visible(f"the server of {server.engine} at {server.url} is stopped"))
-
-    @staticmethod
-    def _named(options: argparse.Namespace) -> str:
-        from ..serving import ENGINES
-
-        if options.name not in ENGINES:
-            raise ConfigurationError(
-                f"%engine serve {options.name or ''}: which server?",
-                hint=f"these can be started: {', '.join(ENGINES)}",
-            )
-        return str(options.name)
-
-    def _engine_install(self, options: argparse.Namespace) -> None:
-        from .. import installing
-
-        done = installing.run_install(
-            self._installable(options),
-            reporter(None),
-            reinstall=options.reinstall,
-            upgrade=options.upgrade,
-            dry_run=options.dry_run,
-            extras=options.extras,
-        )
-        print("\n".join(map(visible, done)))
-
-    def _engine_uninstall(self, options: argparse.Namespace) -> None:
-        from .. import installing
-
-        for line in installing.run_uninstall(self._installable(options)):
-            print(visible(line))
-
-    @staticmethod
-    def _installable(options: argparse.Namespace) -> str:
-        if options.name is None:
-            raise ConfigurationError(
-                f"%engine {options.action} needs a name", hint=f"one of: {', '.join(RECIPES)}"
-            )
-        return str(options.name)
-
-    def _residents(
-        self, options: argparse.Namespace, *, all_without_name: bool = False
-    ) -> list[Resident]:
-        name = options.name
-        if name is None and not all_without_name:
-            name = selection.current().engine
-        if name is not None:
-            registry.spec(name)
-        return [
-            r
-            for r in pool.residents()
-            if (name is None or r.plan.engine == name)
-            and (
-                not options.model
-                or r.plan.model == selection.model_for(r.plan.engine, options.model)
-            )
-        ]
-
 
 def _split(body: str, separator: str) -> list[str]:
     """Prompts of a cell: the text between lines that hold the separator alone."""
@@ -330,48 +213,3 @@ def _split(body: str, separator: str) -> list[str]:
             prompts[-1].append(line)
     texts = ["\n".join(lines).strip("\n") for lines in prompts]
     return [text for text in texts if text.strip()]
-
-
-def _chosen(name: str | None, options: argparse.Namespace) -> selection.Selection:
-    """Engine, model and address of a command."""
-    engine = name or selection.current().engine
-    remote = _settings(_own(engine, options.remote))
-    urls = [u.removeprefix(f"{engine}=") for u in options.url if _is_for(engine, u)]
-    if "api_key" in remote:
-        raise ConfigurationError(
-            "a key that is written into a cell is saved with the notebook",
-            hint="-r api_key_env_varname=NAME names the variable that holds it",
-        )
-    if urls:
-        remote["api_url"] = urls if len(urls) > 1 else urls[0]
-    kwargs = _settings(_own(engine, options.kwarg))
-    return selection.for_engine(name, options.model, kwargs, remote)
-
-
-def _own(engine: str, texts: list[str]) -> list[str]:
-    """Of ``KEY=VALUE`` and ``ENGINE:KEY=VALUE``, what is for this engine."""
-    own = []
-    for text in texts:
-        prefix, colon, rest = text.partition(":")
-        if not colon or prefix not in registry.names(hidden=True):
-            own.append(text)
-        elif prefix == engine:
-            own.append(rest)
-    return own
-
-
-def _is_for(engine: str, text: str) -> bool:
-    """Whether ``VALUE`` or ``ENGINE=VALUE`` is for this engine."""
-    prefix, sign, _ = text.partition("=")
-    return not sign or prefix == engine or prefix not in registry.names(hidden=True)
-
-
-def _settings(texts: list[str]) -> dict[str, object]:
-    """``KEY=VALUE`` words as a dict; values are Python literals or else text."""
-    values: dict[str, object] = {}
-    for text in texts:
-        name, sign, value = text.partition("=")
-        if not sign or not name:
-            raise ConfigurationError(f"{text!r:.80} is not KEY=VALUE")
-        values[name] = parse_value(value)
-    return values

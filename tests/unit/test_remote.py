@@ -668,6 +668,23 @@ def test_the_magic_takes_an_address(server, shell):
     assert shell.user_ns["df"].attrs["nbinfer"]["engine"] == "openai-compatible"
 
 
+def test_engine_load_says_where_it_is_served(server, shell, capsys):
+    shell.run_line_magic("engine", f"load openai-compatible -m m --url {server.url}")
+    assert f"openai-compatible · m is served at {server.url}" in capsys.readouterr().out
+
+
+def test_the_panel_and_the_doctor_know_servers(server):
+    from nbinfer.doctor import report
+    from nbinfer.notebook.switcher import Switcher
+
+    nbinfer.configure(remote={"openai-compatible": {"api_url": server.url}})
+    (row,) = (r for r in Switcher().state().rows if r.selection.engine == "openai-compatible")
+    assert (row.state, row.can_load) == ("server", False)
+    assert server.url in row.note
+    assert any(f"openai-compatible: {server.url}" in line for line in report()[0])
+    assert server.calls == []
+
+
 def test_a_key_in_a_cell_is_refused(server, shell):
     with pytest.raises(ConfigurationError, match="saved with the notebook"):
         shell.run_cell_magic(
