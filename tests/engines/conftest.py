@@ -52,7 +52,7 @@ SERVERS = {
     "remote-vllm": Variant("remote-vllm", "vllm", server="vllm"),
     "sglang": Variant("sglang", "sglang", server="sglang"),
 }
-ALL = {**VARIANTS, **SERVERS}
+ALL = {**SERVERS, **VARIANTS}  # servers first: the last one stays until the session ends
 GREEDY = GenerationParams(max_new_tokens=16)
 
 

@@ -93,6 +93,6 @@ def test_many_requests_share_a_connection(clean, server):
     assert frame["output"].tolist() == [f"p {i}" for i in range(300)]
     assert app.versions == {"2"}
     assert app.most > 5
-    assert len(app.connections) < 10
+    assert len(app.connections) < 25, len(app.connections)  # HTTP/1.1 would take all 50
     assert frame.attrs["nbinfer"]["engine_facts"]["http"] == "HTTP/2"
     nbinfer.shutdown()

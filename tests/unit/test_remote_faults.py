@@ -288,7 +288,7 @@ def test_a_server_that_restarts_during_a_run(server):
 
     server.script = script
     prompts = [f"p{i}" for i in range(200)]
-    params = {"retry_backoff_base_s": 0.3, "retry_backoff_max_s": 2.0}
+    params = {"retry_backoff_base_s": 0.3, "retry_backoff_max_s": 2.0, "max_retries": 10}
     frame = made(server, **params).infer(prompts)
     assert frame["error"].isna().all()
     assert frame["output"].tolist() == prompts
