@@ -82,13 +82,17 @@ def _llama_cpp_cmake(machine: str) -> str:
     return ";".join(flags)
 
 
+# What Transformers needs to make safetensors of a GGUF: the embedded model has no other form.
+_TO_DEQUANTIZE = ("accelerate>=1.10", "gguf>=0.17")
+
+
 def _vllm(system: str, gpu: str) -> Recipe:
     """The recipe of vLLM for this platform: CUDA beside an NVIDIA driver, else the CPU build."""
     cuda = Recipe(
         "vllm",
         modules=("vllm",),
-        # torch is vLLM's own pin. gguf: to dequantize the embedded model.
-        requirements=("vllm==0.32.0", "torch==2.13.0", "gguf>=0.17"),
+        # torch is vLLM's own pin.
+        requirements=("vllm==0.32.0", "torch==2.13.0", *_TO_DEQUANTIZE),
         summary="vLLM for CUDA",
         torch=True,
     )
@@ -139,8 +143,7 @@ def _sglang(system: str, gpu: str) -> Recipe:
     cuda = Recipe(
         "sglang",
         modules=("sglang",),
-        # gguf, to dequantize the embedded model, is among its own requirements.
-        requirements=("sglang==0.5.23",),
+        requirements=("sglang==0.5.23", *_TO_DEQUANTIZE),
         summary="SGLang for CUDA",
         torch=True,
         # The server imports this when it has read its arguments; with it, all that needs a shim.
@@ -214,8 +217,7 @@ RECIPES = {
             requirements=(
                 "torch>=2.13",
                 "transformers>=5.23,<6",
-                "accelerate>=1.10",
-                "gguf>=0.17",
+                *_TO_DEQUANTIZE,
                 "bitsandbytes>=0.50",
                 "llguidance>=1.9",
                 # Tokenizers of many models: 3 MB together.
