@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         TemplateError,
         UnsupportedParameter,
     )
+    from .guide.features import features
     from .messages import Conversation, ImagePart, Message, Role, TextPart
     from .notebook.panel import panel
     from .overview import engines
@@ -95,6 +96,7 @@ _HOMES = {
         "TemplateError",
         "UnsupportedParameter",
     ),
+    "guide.features": ("features",),
     "messages": ("Conversation", "ImagePart", "Message", "Role", "TextPart"),
     "notebook.panel": ("panel",),
     "residents": ("shutdown",),
@@ -146,6 +148,7 @@ __all__ = [
     "configure",
     "conversations",
     "engines",
+    "features",
     "install",
     "installed",
     "last",

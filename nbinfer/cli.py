@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import NbinferError, RunInterrupted, brief_traceback
+from .guide.cli import add_commands
 from .notebook.arguments import install_options, serve_options
 
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     stop = commands.add_parser("stop", help="end servers that were started here")
     stop.add_argument("name", nargs="?", help="engine, address or port; default: all of them")
     stop.set_defaults(run=_stop)
+
+    add_commands(commands)
 
     doctor = commands.add_parser("doctor", help="what is installed, what works, what to do")
     doctor.set_defaults(run=_doctor)

@@ -17,16 +17,10 @@ from ..errors import ConfigurationError, NbinferError, RunInterrupted
 from ..messages import Conversation, ImagePart, Message, Role, TextPart
 from ..progress import in_kernel
 from ..prompts import fill
-from .arguments import (
-    compare_parser,
-    engine_parser,
-    exec_parser,
-    infer_parser,
-    panel_parser,
-    split_line,
-)
+from .arguments import PARSERS
 from .choosing import chosen as chosen_for
 from .engine_commands import EngineCommands
+from .parser import split_line
 from .status import CellStream
 
 if TYPE_CHECKING:
@@ -47,7 +41,7 @@ class Commands:
 
     def infer(self, line: str, cell: str | None) -> pd.DataFrame | None:
         """Run ``%infer`` or ``%%infer``."""
-        parser = infer_parser()
+        parser = PARSERS["infer"]()
         if cell is None:
             line, cell = split_line(parser, line)
         options = parser.parse_line(line)
@@ -62,7 +56,7 @@ class Commands:
 
     def compare(self, line: str, cell: str) -> pd.DataFrame | None:
         """Run ``%%compare``."""
-        options = compare_parser().parse_line(line)
+        options = PARSERS["compare"]().parse_line(line)
         with interrupts.guard():
             try:
                 frame = self._compare(options, cell)
@@ -74,7 +68,7 @@ class Commands:
 
     def engine_exec(self, line: str, cell: str) -> None:
         """Run ``%%engine_exec``."""
-        options = exec_parser().parse_line(line)
+        options = PARSERS["engine_exec"]().parse_line(line)
         engine = self._engine(options.name, options)
         if not isinstance(engine, LocalEngine):
             raise ConfigurationError(f"{engine.name} is on another machine: no cell runs there")
@@ -84,14 +78,14 @@ class Commands:
 
     def panel(self, line: str) -> Panel:
         """Run ``%panel``."""
-        panel_parser().parse_line(line)
+        PARSERS["panel"]().parse_line(line)
         from .panel import panel  # ipywidgets is imported for a panel alone
 
         return panel()
 
     def engine(self, line: str) -> pd.DataFrame | None:
         """Run ``%engine``."""
-        return EngineCommands().run(engine_parser().parse_line(line))
+        return EngineCommands().run(PARSERS["engine"]().parse_line(line))
 
     # -------------------------------------------------------------------- %%infer
 

@@ -8,15 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import (
-    ACTIONS,
-    Parser,
-    compare_parser,
-    engine_parser,
-    exec_parser,
-    infer_parser,
-    panel_parser,
-)
+from .arguments import ACTIONS, PARSERS
+from .parser import Parser
 
 # What is completed is imported with the first Tab: %load_ext nbinfer must cost next to nothing.
 if TYPE_CHECKING:
@@ -26,13 +19,6 @@ __all__ = ["candidates", "install", "uninstall"]
 
 _MOST_PATHS = 500
 ROWS = (".db", ".sqlite", ".sqlite3")  # what people call files that runs are resumed from
-PARSERS = {
-    "infer": infer_parser,
-    "engine": engine_parser,
-    "compare": compare_parser,
-    "engine_exec": exec_parser,
-    "panel": panel_parser,
-}
 _NAMES = "|".join(sorted(PARSERS, reverse=True))  # engine_exec before engine
 _LINE = re.compile(rf"^\s*(%{{1,2}})(nbinfer\s+)?({_NAMES})\s(.*)$", re.DOTALL)
 _FULL = re.compile(r"^\s*%{1,2}nbinfer\s+(\w*)$")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .arguments import compare_parser, engine_parser, exec_parser, infer_parser, panel_parser
+from .arguments import PARSERS
 from .completion import install as install_completion
 from .completion import uninstall as uninstall_completion
 from .formatters import install_formatters, uninstall_formatters
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "unload"]
 
-SHORT = ("infer", "engine", "compare", "engine_exec", "panel")
-
 
 def load(ip: InteractiveShell) -> None:
     """Register magics, completion and formatters; loading twice does no harm."""
@@ -24,7 +22,7 @@ def load(ip: InteractiveShell) -> None:
     taken = {
         (kind, name): manager.magics[kind][name]
         for kind in ("line", "cell")
-        for name in (*SHORT, "nbinfer")
+        for name in (*PARSERS, "nbinfer")
         if name in manager.magics[kind] and not _ours(manager.magics[kind][name])
     }
     magics = NbinferMagics(shell=ip)
@@ -46,7 +44,7 @@ def unload(ip: InteractiveShell) -> None:
 
     manager = ip.magics_manager
     for kind in ("line", "cell"):
-        for name in (*SHORT, "nbinfer"):
+        for name in (*PARSERS, "nbinfer"):
             if _ours(manager.magics[kind].get(name)):
                 del manager.magics[kind][name]
     manager.registry.pop(NbinferMagics.__name__, None)
@@ -61,8 +59,5 @@ def _ours(magic: Any) -> bool:
 
 def _document() -> None:
     """``%%infer?`` shows the options, from the parser that reads them."""
-    NbinferMagics.infer.__doc__ = infer_parser().format_help()
-    NbinferMagics.engine.__doc__ = engine_parser().format_help()
-    NbinferMagics.compare.__doc__ = compare_parser().format_help()
-    NbinferMagics.engine_exec.__doc__ = exec_parser().format_help()
-    NbinferMagics.panel.__doc__ = panel_parser().format_help()
+    for name, parser in PARSERS.items():
+        getattr(NbinferMagics, name).__doc__ = parser().format_help()

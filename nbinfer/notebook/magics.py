@@ -20,11 +20,13 @@ from IPython.core.magic import (
 )
 
 from ..errors import ConfigurationError, NbinferError, RunInterrupted, brief_traceback
+from .arguments import CELLS, LINES, PARSERS
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from .commands import Commands
+    from .guide_commands import GuideCommands
     from .panel import Panel
 
 __all__ = ["NbinferMagics"]
@@ -61,6 +63,12 @@ class NbinferMagics(Magics):  # type: ignore[misc]
 
         return Commands(self.shell)
 
+    @functools.cached_property
+    def _guide(self) -> GuideCommands:
+        from .guide_commands import GuideCommands
+
+        return GuideCommands()
+
     @no_var_expand
     @line_cell_magic
     @clean_errors
@@ -96,23 +104,28 @@ class NbinferMagics(Magics):  # type: ignore[misc]
         """See every engine, and switch between them."""
         return self._commands.panel(line)
 
+    @line_magic
+    @no_var_expand
+    @clean_errors
+    def features(self, line: str) -> pd.DataFrame:
+        """See what each engine can do here, and prove it."""
+        return self._guide.features(line)
+
     @no_var_expand
     @line_cell_magic
     @clean_errors
     def nbinfer(self, line: str, cell: str | None = None) -> Any:
         """Run any of nbinfer's magics under its full name: %nbinfer infer, %nbinfer engine."""
         name, _, rest = line.strip().partition(" ")
-        if name in ("engine", "panel"):
-            return getattr(self, name)(rest)
-        if name == "infer":
-            return self.infer(rest, cell)
-        if name in ("compare", "engine_exec"):
-            if cell is None:
-                raise ConfigurationError(
-                    f"%nbinfer {name} needs a cell", hint=f"begin the cell with %%nbinfer {name}"
-                )
-            return getattr(self, name)(rest, cell)
-        raise ConfigurationError(
-            f"%nbinfer has no command {name!r}",
-            hint="Commands: infer, engine, compare, engine_exec, panel",
-        )
+        if name not in PARSERS:
+            raise ConfigurationError(
+                f"%nbinfer has no command {name!r}", hint=f"Commands: {', '.join(PARSERS)}"
+            )
+        magic = getattr(self, name)
+        if name in LINES:
+            return magic(rest)
+        if name in CELLS and cell is None:
+            raise ConfigurationError(
+                f"%nbinfer {name} needs a cell", hint=f"begin the cell with %%nbinfer {name}"
+            )
+        return magic(rest, cell)

@@ -54,6 +54,7 @@ NAMES = [
     "configure",
     "conversations",
     "engines",
+    "features",
     "install",
     "installed",
     "last",

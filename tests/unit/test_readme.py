@@ -15,7 +15,8 @@ import pytest
 from nbinfer import GenerationParams, cli, hub, models, selection, settings
 from nbinfer.engines import registry
 from nbinfer.frame import COLUMNS
-from nbinfer.notebook.arguments import engine_parser, infer_parser, split_line
+from nbinfer.notebook.arguments import engine_parser, infer_parser
+from nbinfer.notebook.parser import split_line
 from nbinfer.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
