@@ -1,0 +1,131 @@
+"""An engine under proof: loaded as each probe wants it, its server started where it is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from .. import models
+from ..config import ModelParams
+from ..engines import registry
+from ..engines.base import InferenceEngine
+from ..residents import pool
+from ..server_records import Server
+from ..serving import serve
+from . import materials
+
+__all__ = ["Bench"]
+
+SERVERS = {"remote-vllm": "vllm", "sglang": "sglang"}
+CONTEXT = 2048
+
+# How each engine loads what a probe wants, beyond the embedded model as it is. A server is
+# started anew for what it cannot add while it runs.
+OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    ("native", "4bit"): {"load_in_4bit": True},
+    ("native", "8bit"): {"load_in_8bit": True},
+    ("native", "speculative"): {"prompt_lookup_num_tokens": 3},
+    ("native", "tensor_parallel"): {"tensor_parallel_size": 2},
+    ("vllm", "tensor_parallel"): {"tensor_parallel_size": 2},
+    ("vllm", "speculative"): {
+        "speculative_config": {
+            "method": "ngram",
+            "num_speculative_tokens": 3,
+            "prompt_lookup_max": 3,
+        }
+    },
+}
+OPTIONS = {
+    **OPTIONS,
+    ("remote-vllm", "tensor_parallel"): OPTIONS["vllm", "tensor_parallel"],
+    ("remote-vllm", "speculative"): OPTIONS["vllm", "speculative"],
+}
+
+
+class Bench:
+    """Makes engines for probes; what it loads is unloaded at the end.
+
+    Parameters
+    ----------
+    engine_name : str
+        One of the feature table's engines.
+    say : callable
+        Told in a few words what is under way.
+    """
+
+    def __init__(self, engine_name: str, say: Callable[[str], None]) -> None:
+        self.engine_name = engine_name
+        self.say = say
+        self._server: tuple[str, Server] | None = None
+        self._loaded: list[InferenceEngine] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.rest()
+        for engine in self._loaded:
+            engine.unload()
+
+    @property
+    def is_server(self) -> bool:
+        """Whether this engine is a server that has to be started."""
+        return self.engine_name in SERVERS
+
+    def engine(self, setup: str = "", **params: Any) -> InferenceEngine:
+        """An engine, loaded as a setup wants it.
+
+        Parameters
+        ----------
+        setup : str
+            ``""`` for the embedded model as it is, ``"adapters"``, ``"vision"``,
+            ``"tensor_parallel"``, ``"speculative"``, ``"4bit"``, ``"8bit"`` or ``"gguf"``.
+        **params
+            More fields of ``ModelParams``.
+        """
+        params = {**self._params(setup), **params}
+        if self.is_server:
+            self._serve(setup, params)
+            for name in ("model_kwargs", "model_max_length"):
+                params.pop(name, None)
+        elif setup and self._loaded:  # memory for one more model is not taken for granted
+            self.rest()
+        made = registry.engine_class(self.engine_name)(ModelParams(**params))
+        self._loaded.append(made)
+        return made
+
+    def rest(self) -> None:
+        """Stop what is running."""
+        if self._server is not None:
+            self._server[1].stop()
+            self._server = None
+        for resident in [r for e in self._loaded if (r := getattr(e, "resident", None))]:
+            pool.unload(resident)
+
+    def _params(self, setup: str) -> dict[str, Any]:
+        params: dict[str, Any] = {
+            "model_name": "smollm2-135m",
+            "model_max_length": CONTEXT,
+            "model_kwargs": dict(OPTIONS.get((self.engine_name, setup), {})),
+        }
+        if setup == "tensor_parallel":
+            params["model_name"] = str(materials.get("tensor_parallel", self.say))
+        elif setup == "vision":
+            self._vision(params)
+        elif setup == "gguf":
+            params["model_name"] = str(models.resolve("smollm2-135m", progress=self.say).path)
+        return params
+
+    def _vision(self, params: dict[str, Any]) -> None:
+        folder = materials.get("vision", self.say)
+        if self.engine_name == "llamacpp":
+            params["model_kwargs"]["mmproj"] = str(folder / "mmproj.gguf")
+        else:
+            params["model_name"] = str(folder)
+
+    def _serve(self, setup: str, params: Mapping[str, Any]) -> None:
+        if self._server is not None and self._server[0] == setup and self._server[1].alive:
+            return
+        self.rest()
+        name = SERVERS[self.engine_name]
+        self._server = (setup, serve(name, ModelParams(**params), progress=False))
