@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import enum
-import mimetypes
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from . import images
 from .errors import ConfigurationError
 
 __all__ = ["Conversation", "ImagePart", "Message", "Role", "TextPart"]
@@ -40,31 +38,18 @@ class ImagePart:
 
     Parameters
     ----------
-    source : str, pathlib.Path or bytes
-        A file, an ``http(s)``/``data`` URL, or the encoded image itself.
+    source : str, pathlib.Path, bytes or PIL image
+        A file, an ``http(s)``/``data`` URL, the encoded image itself, or a picture.
 
     Notes
     -----
     The image is read when the request is made, not here.
     """
 
-    source: str | Path | bytes
+    source: Any
 
     def to_dict(self) -> dict[str, Any]:
-        return {"type": "image_url", "image_url": {"url": self._url()}}
-
-    def _url(self) -> str:
-        source = self.source
-        if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
-            return source
-        if isinstance(source, bytes):
-            data, kind = source, "image/png"
-        else:
-            path = Path(source)
-            if not path.is_file():
-                raise ConfigurationError(f"no image file at {str(path)!r}")
-            data, kind = path.read_bytes(), mimetypes.guess_type(path.name)[0] or "image/png"
-        return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+        return {"type": "image_url", "image_url": {"url": images.data_url(self.source)}}
 
 
 @dataclass(frozen=True)

@@ -40,31 +40,33 @@ class Prompt:
     def has_images(self) -> bool:
         return not isinstance(self.conversation, str) and self.conversation.has_images
 
-    def body(self, raw: bool) -> dict[str, Any]:
-        """The request's part that carries the text."""
+    def request(self, raw: bool) -> tuple[dict[str, Any], str | None]:
+        """The request's part that carries the prompt, and why it cannot be sent, if it cannot."""
         if isinstance(self.conversation, str):
-            return {"prompt": self.conversation}
+            return {"prompt": self.conversation}, _unreadable([self.conversation])
+        problem = _unreadable([m.text for m in self.conversation.messages])
         if raw:
-            return {"prompt": self.conversation.last_text}
-        return {"messages": self.conversation.to_list()}
+            if self.has_images:
+                problem = problem or "a raw prompt is text alone: an image needs the chat template"
+            return {"prompt": self.conversation.last_text}, problem
+        try:
+            return {"messages": self.conversation.to_list()}, problem
+        except ConfigurationError as error:  # an image that cannot be read
+            return {"messages": []}, f"{error}"
 
-    def problem(self) -> str | None:
-        """Why no engine could take this text, or ``None``."""
-        texts = (
-            [self.conversation]
-            if isinstance(self.conversation, str)
-            else [m.text for m in self.conversation.messages]
-        )
-        for text in texts:
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                code = ord(text[error.start])
-                return (
-                    f"the prompt has a lone surrogate, U+{code:04X}, at character {error.start}: "
-                    "that is half a character and no engine can read it"
-                )
-        return None
+
+def _unreadable(texts: Iterable[str]) -> str | None:
+    """Why no engine could take one of these texts, or ``None``."""
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            code = ord(text[error.start])
+            return (
+                f"the prompt has a lone surrogate, U+{code:04X}, at character {error.start}: "
+                "that is half a character and no engine can read it"
+            )
+    return None
 
 
 def placeholders(template: str) -> list[str]:

@@ -348,17 +348,18 @@ class InferenceEngine(abc.ABC):
             shared if params.seed is None or k == 0 else {**shared, "seed": params.seed + k}
             for k in range(params.n)
         ]
+        sent = [prompt.request(params.raw) for prompt in prompts]
         return [
             RowRequest(
                 index=index,
                 sample=k,
                 id=prompt.id,
                 prompt=prompt.shown,
-                body=prompt.body(params.raw),
+                body=body,
                 params=per_sample[k],
-                error=prompt.problem(),
+                error=problem,
             )
-            for index, prompt in enumerate(prompts)
+            for index, (prompt, (body, problem)) in enumerate(zip(prompts, sent, strict=True))
             for k in range(params.n)
         ]
 

@@ -25,6 +25,8 @@ CAPTION_COLUMNS = ("engine", "model", "run_id", "model_memory_bytes", "peak_memo
 # What a narrow terminal can do without, the most dispensable first.
 LEAST_FIRST = ("cached_tokens", "queue_s", "prompt_tokens", "tpot_s", "finish_reason", "ttft_s")
 MARKS = ("prompt", "output", "run_id")
+# A table of ours is read as a whole; rows of runs are looked into.
+MOST_TABLE_ROWS = 200
 
 _SECONDS = re.compile(r"(?<!_per)_s(_p\d+)?$")
 
@@ -33,8 +35,9 @@ class View:
     """The part of a frame that is shown, as text cells, and the lines around it."""
 
     def __init__(self, df: pd.DataFrame, max_rows: int, max_chars: int) -> None:
-        self.max_rows, self.max_chars, max_columns = _bounds(max_rows, max_chars)
         facts = df.attrs.get("nbinfer") or {}
+        ours = MOST_TABLE_ROWS if "table" in facts else max_rows
+        self.max_rows, self.max_chars, max_columns = _bounds(ours, max_chars)
         self.total = len(df)
         head = (self.max_rows + 1) // 2 if self.total > self.max_rows else self.total
         tail = min(self.max_rows, self.total) - head

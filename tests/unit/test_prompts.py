@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +21,8 @@ from nbinfer import (
     TemplateError,
     TextPart,
 )
+from nbinfer.guide import pictures
+from nbinfer.images import data_url
 from nbinfer.prompts import fill, normalise, placeholders
 
 USER = {"role": "user", "content": "hi"}
@@ -60,13 +64,13 @@ def test_kinds_of_prompts(given, shown):
 
 def test_what_goes_to_the_engine():
     (prompt,) = normalise([SYSTEM, USER])
-    assert prompt.body(raw=False) == {"messages": [SYSTEM, USER]}
-    assert prompt.body(raw=True) == {"prompt": "hi"}
+    assert prompt.request(raw=False)[0] == {"messages": [SYSTEM, USER]}
+    assert prompt.request(raw=True)[0] == {"prompt": "hi"}
     (raw,) = normalise("hi", raw=True)
     assert raw.conversation == "hi"
-    assert raw.body(raw=True) == {"prompt": "hi"}
+    assert raw.request(raw=True)[0] == {"prompt": "hi"}
     (talk,) = normalise([SYSTEM, USER], raw=True)
-    assert talk.body(raw=True) == {"prompt": "hi"}
+    assert talk.request(raw=True)[0] == {"prompt": "hi"}
 
 
 def test_a_conversations_identifier_becomes_the_rows():
@@ -76,11 +80,11 @@ def test_a_conversations_identifier_becomes_the_rows():
 
 def test_system_is_put_before_those_that_have_none():
     first, second = normalise(["a", [SYSTEM, USER]], system="answer in French")
-    assert first.body(raw=False)["messages"] == [
+    assert first.request(raw=False)[0]["messages"] == [
         {"role": "system", "content": "answer in French"},
         {"role": "user", "content": "a"},
     ]
-    assert second.body(raw=False)["messages"] == [SYSTEM, USER]
+    assert second.request(raw=False)[0]["messages"] == [SYSTEM, USER]
 
 
 def test_system_keeps_the_identifier():
@@ -90,11 +94,44 @@ def test_system_keeps_the_identifier():
 
 
 def test_images():
-    parts = [ImagePart(b"x"), TextPart("what is it?")]
+    parts = [ImagePart(pictures.png("disc", 4)), TextPart("what is it?")]
     (prompt,) = normalise([Message("user", parts)])
     assert prompt.has_images
+    body, problem = prompt.request(raw=False)
+    assert problem is None
+    url = body["messages"][0]["content"][0]["image_url"]["url"]
+    assert url.startswith("data:image/png;base64,")
+    assert "image needs the chat template" in prompt.request(raw=True)[1]
     assert prompt.shown == "what is it?"
     assert not normalise("x")[0].has_images
+
+
+def test_images_come_as_paths_urls_bytes_and_pictures(tmp_path):
+    made = pictures.png("disc", 4)
+    (tmp_path / "a.png").write_bytes(made)
+    url = data_url(made)
+    assert data_url(tmp_path / "a.png") == data_url(str(tmp_path / "a.png")) == url
+    assert data_url("https://x.y/a.png") == "https://x.y/a.png"
+    assert data_url(url) == url
+    picture = PIL.Image.open(io.BytesIO(made))
+    assert data_url(picture).startswith("data:image/png;base64,")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (b"x", "no image"),
+        (b"", "no image"),
+        (3, "not 3"),
+        ("/no/such.png", "no image file"),
+        (__file__, "no image"),
+    ],
+)
+def test_an_image_that_is_none_fails_its_row(source, said):
+    with pytest.raises(ConfigurationError, match=said):
+        data_url(source)
+    (prompt,) = normalise([Message("user", [ImagePart(source), TextPart("what?")])])
+    assert said in prompt.request(raw=False)[1]
 
 
 @pytest.mark.parametrize(
@@ -127,14 +164,14 @@ def test_a_system_message_without_a_chat_template():
 def test_half_a_character_is_a_problem_and_says_where(text):
     (prompt,) = normalise([text])
     position = next(i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff")
-    assert f"U+{ord(text[position]):04X}" in prompt.problem()
-    assert f"character {position}:" in prompt.problem()
-    assert normalise([text], raw=True)[0].problem() == prompt.problem()
+    assert f"U+{ord(text[position]):04X}" in prompt.request(raw=False)[1]
+    assert f"character {position}:" in prompt.request(raw=False)[1]
+    assert normalise([text], raw=True)[0].request(raw=False)[1] == prompt.request(raw=False)[1]
 
 
 @pytest.mark.parametrize("text", ["", "\0", "🙂", "שלום", "\u2028", "x" * 1_000_000])
 def test_no_problem(text):
-    assert normalise([text])[0].problem() is None
+    assert normalise([text])[0].request(raw=False)[1] is None
 
 
 # -------------------------------------------------------------------- DataFrames
