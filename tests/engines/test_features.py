@@ -16,13 +16,9 @@ from .conftest import ALL, installed
 
 PAGE = Path(__file__).parents[2] / "docs" / "features.md"
 # What a machine with two cores and no GPU must show, whatever else it may.
-PROMISED = dict.fromkeys(
-    (
-        *("continuous_batching", "prefix_caching", "streaming", "adapters", "cpu"),
-        "structured_output",
-    ),
-    table.ENGINES,
-) | {
+EVERYWHERE = ("continuous_batching", "prefix_caching", "streaming", "adapters", "cpu")
+PROMISED = {
+    **dict.fromkeys((*EVERYWHERE, "structured_output"), table.ENGINES),
     "vision": ("native", "llamacpp", "vllm"),
     "quantization_4bit": ("native", "llamacpp"),
     "gguf": ("llamacpp", "native"),
