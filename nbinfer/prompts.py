@@ -164,7 +164,9 @@ def _listed(prompts: Any) -> Sequence[Any]:
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, Mapping) and "role" in value and "content" in value
+    if not isinstance(value, Mapping) or "role" not in value:
+        return False
+    return "content" in value or "tool_calls" in value
 
 
 def _from_frame(

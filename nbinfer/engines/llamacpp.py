@@ -12,6 +12,7 @@ from .. import environments, gguf, models, settings
 from ..config import GenerationParams, ModelParams, RemoteParams
 from ..errors import ConfigurationError, LoadError, ModelNotFound
 from ..recipes import ACCELERATED
+from ..tools import CHOICES
 from .llamacpp_options import BINDINGS, CACHE_TYPES, OPTIONS, check_options
 from .local import LocalEngine, physical_cores
 from .registry import Capabilities
@@ -93,13 +94,24 @@ class LlamaCppInferenceEngine(LocalEngine):
         able = super().capabilities
         if self.binding == "xllamacpp":
             return able
-        # The high-level Llama takes one adapter for all requests, one request at a time.
+        # The high-level Llama takes one adapter for all requests, one request at a time, and reads
+        # no calls out of an answer.
         return replace(
             able,
             generation=able.generation - {"adapter"},
             model=able.model - {"adapters", "chat_template_kwargs"},
+            tool_choice=able.tool_choice - {"auto"},
             features=able.features - {"continuous_batching"},
         )
+
+    def _add_tools(self, values: dict[str, Any], params: GenerationParams) -> None:
+        if self.binding != "xllamacpp" or params.tool_choice == "none":
+            super()._add_tools(values, params)
+        elif params.tool_choice not in CHOICES:
+            # llama.cpp has no names: it is given the one tool, and must call it.
+            named = [t for t in values["tools"] if t["function"]["name"] == params.tool_choice]
+            values["tools"] = named
+            values["tool_choice"] = "required"
 
     def _recipe(self) -> str:
         """A build for GPUs comes first, where the user has installed one."""

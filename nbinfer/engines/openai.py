@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from ..config import GenerationParams
 from ..errors import ConfigurationError
 from ..remote.batch_apis import OpenAIBatches
 from ..remote.openai import OpenAIWire
+from ..tools import CHOICES
 from .remote import RemoteEngine
 
 __all__ = ["OpenAICompatibleInferenceEngine", "OpenAIInferenceEngine"]
@@ -51,6 +55,10 @@ class OpenAIWireOfOpenAI(OpenAIWire):
 
     sampling = ("top_p", "seed", "frequency_penalty", "presence_penalty")
     limit = "max_completion_tokens"
+
+    def tools(self, tools: Sequence[Mapping[str, Any]], choice: str) -> dict[str, Any]:
+        named: Any = {"type": "function", "function": {"name": choice}}
+        return {"tools": list(tools), "tool_choice": choice if choice in CHOICES else named}
 
 
 class OpenAIInferenceEngine(RemoteEngine):

@@ -138,6 +138,8 @@ async def _ask_sglang(server: Server) -> dict[str, Any]:
     facts = {name: info.get(name) for name in names}
     facts["kv_cache_tokens"] = info.get("max_total_num_tokens")
     facts["deterministic"] = info.get("enable_deterministic_inference")
+    if "tool_call_parser" in info:
+        facts["reads_calls"] = info["tool_call_parser"] is not None
     return facts
 
 

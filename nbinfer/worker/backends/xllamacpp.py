@@ -38,6 +38,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 import xllamacpp
 
 from nbinfer.worker.backends._logtail import last_error
+from nbinfer.worker.thoughts import Thoughts
 
 FOLDER = "nbinfer-socket-"
 CACHE_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
@@ -188,6 +189,7 @@ class Backend:
         if "messages" in data:
             texts = [m["content"] for m in data["messages"]]
             size = sum(len(t.encode("utf-8", "replace")) for t in texts) + 60 * len(texts) + 120
+            size += len(json.dumps(data["params"].get("tools") or ""))
         else:
             size = len(data["prompt"].encode("utf-8", "replace"))
         return min(self._n_ctx, size // 3 + 8 + data["params"]["max_new_tokens"])
@@ -235,6 +237,8 @@ class Backend:
         elif guided.get("json") is not None:
             body["json_schema"] = guided["json"]
         logprobs = given.get("logprobs")
+        if given.get("tools"):
+            body.update(tools=given["tools"], tool_choice=given["tool_choice"])
         if "messages" in data:
             body["messages"] = data["messages"]
             if given.get("chat_template_kwargs"):
@@ -265,6 +269,8 @@ class Answer:
         self._top = request.data["params"].get("logprobs") or 0
         self._reason = self._error = None
         self._usage = {}
+        self._thoughts = Thoughts()
+        self._calls = {}
         self._made = 0
         self._prefilled = 0
         self.reserved = 0
@@ -296,7 +302,7 @@ class Answer:
         for choice in chunk["choices"]:
             self._reason = choice.get("finish_reason") or self._reason
             delta = choice.get("delta")
-            text = choice.get("text") if delta is None else delta.get("content")
+            text = choice.get("text") if delta is None else self._told(delta)
             new = max(made - self._made, 1 if text else 0)
             self._made += new
             if new:
@@ -304,6 +310,25 @@ class Answer:
             if self._logprobs is not None and choice.get("logprobs"):
                 self._logprobs += [self._logprob(t) for t in choice["logprobs"]["content"]]
         return False
+
+    def _told(self, delta):
+        """The text of a piece of a chat's answer; calls of tools are none."""
+        for call in delta.get("tool_calls") or ():
+            known = self._calls.setdefault(call["index"], ["", ""])
+            function = call.get("function") or {}
+            known[0] = function.get("name") or known[0]
+            known[1] += function.get("arguments") or ""
+        reasoning = self._thoughts.reasoning(delta.get("reasoning_content") or "")
+        return reasoning + self._thoughts.answer(delta.get("content") or "")
+
+    def _read_calls(self):
+        """The calls of a finished answer."""
+        for _, (name, arguments) in sorted(self._calls.items()):
+            try:
+                yield {"name": name, "arguments": json.loads(arguments or "{}")}
+            except ValueError:
+                if self._reason != "length":
+                    self._error = f"the call of the tool {name!r} is no JSON: {arguments[:200]!r}"
 
     def _prompt(self, progress):
         limit = self._request.data["params"]["max_new_tokens"]
@@ -341,6 +366,10 @@ class Answer:
         }
         if self._logprobs is not None:
             fields["logprobs"] = self._logprobs
+        if self._calls:
+            fields["tool_calls"] = list(self._read_calls())
+        if self._reason not in (None, "length"):
+            self._emit.text(self._request, self._thoughts.end())
         if self._error is not None:
             self._emit.failed(self._request, self._error)
         elif self._reason is None and self.cancelled():
