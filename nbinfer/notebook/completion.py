@@ -124,10 +124,8 @@ def _values(option: str, namespace: dict[str, Any]) -> list[str]:
 
 def _is_tools(value: Any) -> bool:
     """Whether a variable may be a list of tools."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(callable(t) or "function" in t for t in value if isinstance(t, dict) or callable(t))
+    return isinstance(value, list) and any(
+        callable(tool) or (isinstance(tool, dict) and "function" in tool) for tool in value
     )
 
 
