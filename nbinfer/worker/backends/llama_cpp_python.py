@@ -50,6 +50,23 @@ class Watched(llama_cpp.Llama):
                 self.answer.makes(token)
             yield token
 
+    def _init_sampler(self, *, temp, top_k, top_p, min_p, **others):
+        """The library's chain with temperature before what cuts the tail, as elsewhere.
+
+        Its own order has it last, where top_p 0.9 is another set of tokens.
+        """
+        sampler = super()._init_sampler(temp=0.0, **others)
+        if temp > 0:
+            chain = sampler.sampler
+            last = llama_cpp.llama_sampler_chain_n(chain) - 1  # the greedy choice
+            llama_cpp.llama_sampler_free(llama_cpp.llama_sampler_chain_remove(chain, last))
+            sampler.add_temp(temp)
+            sampler.add_top_k(top_k)
+            sampler.add_top_p(top_p, 1)
+            sampler.add_min_p(min_p, 1)
+            sampler.add_dist(self._seed)
+        return sampler
+
 
 class Backend:
     """One ``Llama``; rows wait for each other."""

@@ -41,6 +41,9 @@ from nbinfer.worker.backends._logtail import last_error
 from nbinfer.worker.thoughts import Thoughts
 
 FOLDER = "nbinfer-socket-"
+# Temperature comes before what cuts the tail, as in Transformers, vLLM and SGLang: llama.cpp's own
+# order has it last, where top_p 0.9 is another set of tokens.
+SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
 CACHE_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 
 
@@ -208,6 +211,7 @@ class Backend:
             "top_k": given.get("top_k") or 0,
             "min_p": given["min_p"],
             "typical_p": 1.0,
+            "samplers": SAMPLERS,
             "repeat_penalty": given["repetition_penalty"],
             "repeat_last_n": self._n_ctx,
             "frequency_penalty": given["frequency_penalty"],

@@ -1,0 +1,112 @@
+"""Tools and reasoning on the real libraries: the same call of the same model on every engine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+
+from nbinfer import Conversation, GenerationParams, Message, UnsupportedParameter
+
+
+def weather(city: Literal["Rome", "Paris"], days: int) -> str:
+    """Say what the weather of a city will be."""
+    return f"{city}: sunny"
+
+
+def clock(zone: Literal["UTC"]) -> str:
+    """Say what time it is."""
+    return zone
+
+
+TOOLS = [weather, clock]
+ASK = "What will the weather be in Rome in the next 3 days?"
+
+
+def test_a_named_tool_is_called(engine):
+    params = GenerationParams(tools=TOOLS, tool_choice="weather", max_new_tokens=80)
+    frame = engine.infer([ASK, "Paris?"], params)
+    assert frame["error"].isna().all(), frame["error"].tolist()
+    assert frame["finish_reason"].tolist() == ["tool_calls"] * 2
+    for (call,), output in zip(frame["tool_calls"], frame["output"], strict=True):
+        assert call["name"] == "weather"
+        assert set(call["arguments"]) == {"city", "days"}
+        assert call["arguments"]["city"] in ("Rome", "Paris")
+        assert isinstance(call["arguments"]["days"], int)
+        assert output == ""
+    again = engine.infer([ASK, "Paris?"], params)
+    assert again["tool_calls"].tolist() == frame["tool_calls"].tolist()
+
+
+def test_one_of_the_tools_must_be_called(engine):
+    params = GenerationParams(tools=TOOLS, tool_choice="required", max_new_tokens=80)
+    row = engine.infer(ASK, params).loc[0]
+    call = row["tool_calls"][0]
+    wanted = {"weather": {"city", "days"}, "clock": {"zone"}}
+    assert set(call["arguments"]) == wanted[call["name"]]
+    assert row["finish_reason"] == "tool_calls"
+
+
+def test_a_call_that_was_cut_says_so(engine):
+    params = GenerationParams(tools=TOOLS, tool_choice="weather", max_new_tokens=3)
+    row = engine.infer(ASK, params).loc[0]
+    assert row["finish_reason"] == "length"
+    assert row["tool_calls"] is None
+    assert row["error"]
+
+
+def test_the_model_is_told_of_tools_and_results(engine):
+    """Whether its chat template knows them or not: each makes the prompt longer."""
+    short = GenerationParams(max_new_tokens=4)
+    forced = GenerationParams(tools=TOOLS, tool_choice="weather", max_new_tokens=80)
+    alone = engine.infer(ASK, short)["prompt_tokens"][0]
+    first = engine.infer(ASK, forced).loc[0]
+    said = [Message("user", ASK), Message("assistant", tool_calls=first["tool_calls"])]
+    talk = Conversation([*said, Message("tool", "Rome: sunny, 31 degrees")])
+    last = engine.infer([talk], forced).loc[0]
+    assert last["error"] is None or last["error"] != last["error"], last["error"]
+    assert last["messages"][1]["tool_calls"][0]["function"]["name"] == "weather"
+    if engine.name in ("remote-vllm", "sglang"):  # a server's template is its own affair
+        assert last["prompt_tokens"] > first["prompt_tokens"]
+        return
+    assert first["prompt_tokens"] > alone + 40
+    assert last["prompt_tokens"] > first["prompt_tokens"] + 8
+
+
+def test_without_a_call_there_is_an_answer(engine):
+    params = GenerationParams(tools=TOOLS, tool_choice="none", max_new_tokens=8)
+    row = engine.infer("Say hello.", params).loc[0]
+    assert row["tool_calls"] is None
+    assert row["output"]
+    assert row["finish_reason"] in ("stop", "length")
+
+
+def test_free_calls_are_read_or_refused(engine):
+    """Never dropped in silence: this model has no form of its own for calls."""
+    params = GenerationParams(tools=TOOLS, max_new_tokens=8)
+    if engine.name == "llamacpp" and engine.binding == "xllamacpp":
+        assert engine.infer(ASK, params)["error"].isna().all()
+        return
+    if engine.name in ("native", "remote-vllm"):  # which only the model's own process can tell
+        error = engine.infer(ASK, params)["error"][0]
+        assert ("response_template" if engine.name == "native" else "--tool-call-parser") in error
+        return
+    with pytest.raises(ValueError, match=r"tool_choice='auto'|reads no calls") as caught:
+        engine.infer(ASK, params)
+    if isinstance(caught.value, UnsupportedParameter):
+        assert "llamacpp" in caught.value.engines
+    else:
+        assert "tool_call_parser" in caught.value.hint
+
+
+def test_reasoning_that_a_prompt_begins(engine):
+    """A base model's prompt that ends with the tag: the answer goes on inside the block."""
+    params = GenerationParams(max_new_tokens=12, raw=True)
+    row = engine.infer("Q: 2 + 2?\n<think>", params).loc[0]
+    left = engine.infer(
+        "Q: 2 + 2?\n<think>", GenerationParams(**{**params.to_dict(), "separate_reasoning": False})
+    ).loc[0]
+    assert row["reasoning"]
+    assert row["reasoning"] in left["output"]
+    assert "reasoning" not in left.index
+    assert row["output_tokens"] == left["output_tokens"]
