@@ -44,7 +44,9 @@ class Prompt:
         """The request's part that carries the prompt, and why it cannot be sent, if it cannot."""
         if isinstance(self.conversation, str):
             return {"prompt": self.conversation}, _unreadable([self.conversation])
-        problem = _unreadable([m.text for m in self.conversation.messages])
+        calls = [call for m in self.conversation.messages for call in m.tool_calls]
+        arguments = [call.to_dict()["function"]["arguments"] for call in calls]
+        problem = _unreadable([*(m.text for m in self.conversation.messages), *arguments])
         if raw:
             if self.has_images:
                 problem = problem or "a raw prompt is text alone: an image needs the chat template"

@@ -12,7 +12,6 @@ from .. import environments, gguf, models, settings
 from ..config import GenerationParams, ModelParams, RemoteParams
 from ..errors import ConfigurationError, LoadError, ModelNotFound
 from ..recipes import ACCELERATED
-from ..tools import CHOICES
 from .llamacpp_options import BINDINGS, CACHE_TYPES, OPTIONS, check_options
 from .local import LocalEngine, physical_cores
 from .registry import Capabilities
@@ -104,15 +103,6 @@ class LlamaCppInferenceEngine(LocalEngine):
             features=able.features - {"continuous_batching"},
         )
 
-    def _add_tools(self, values: dict[str, Any], params: GenerationParams) -> None:
-        if self.binding != "xllamacpp" or params.tool_choice == "none":
-            super()._add_tools(values, params)
-        elif params.tool_choice not in CHOICES:
-            # llama.cpp has no names: it is given the one tool, and must call it.
-            named = [t for t in values["tools"] if t["function"]["name"] == params.tool_choice]
-            values["tools"] = named
-            values["tool_choice"] = "required"
-
     def _recipe(self) -> str:
         """A build for GPUs comes first, where the user has installed one."""
         for name in ACCELERATED if self.binding == "xllamacpp" else ():
@@ -168,6 +158,7 @@ class LlamaCppInferenceEngine(LocalEngine):
             "n_threads": options.pop("n_threads", None) or physical_cores(),
             "adapters": adapters,
             "chat_template": params.chat_template,
+            "own_template": header.get("tokenizer.chat_template", ""),
             "facts": model.to_dict(),
         }
         return message, model.size_bytes + kv_tokens * per_token + OVERHEAD_BYTES

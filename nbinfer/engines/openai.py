@@ -7,8 +7,10 @@ from typing import Any
 
 from ..config import GenerationParams
 from ..errors import ConfigurationError
+from ..records import RowRequest
 from ..remote.batch_apis import OpenAIBatches
 from ..remote.openai import OpenAIWire
+from ..remote.service import Service
 from ..tools import CHOICES
 from .remote import RemoteEngine
 
@@ -48,6 +50,13 @@ class OpenAICompatibleInferenceEngine(RemoteEngine):
 
     def wire(self) -> OpenAIWire:
         return OpenAIWire(self.remote_params.extra_body)
+
+    async def _ready(self, service: Service, requests: Sequence[RowRequest] = ()) -> None:
+        await super()._ready(service, requests)
+        if any(r.params.get("tools") for r in requests):
+            self._check_reads_calls(
+                service, "Its model's chat template knows no tools, and llama.cpp drops them then."
+            )
 
 
 class OpenAIWireOfOpenAI(OpenAIWire):

@@ -166,17 +166,12 @@ class SGLangInferenceEngine(RemoteEngine):
                     hint="Start it with --enable-deterministic-inference, or leave out the seed.",
                 )
 
-        free = any(r.params.get("tools") and r.params["tool_choice"] == "auto" for r in requests)
-        for server in service.servers if free else ():
-            if server.facts.get("reads_calls") is False:
-                raise UnsupportedParameter(
-                    f"{server.shown} reads no calls of tools out of an answer",
-                    parameter="tool_choice",
-                    engine=self.name,
-                    engines=registry.supporting("auto", of="tool_choice"),
-                    hint="Start it with --tool-call-parser NAME (%engine serve sglang -k "
-                    "tool_call_parser=NAME), or force a call by tool_choice.",
-                )
+        if any(r.params.get("tools") and r.params["tool_choice"] == "auto" for r in requests):
+            self._check_reads_calls(
+                service,
+                "Start it with --tool-call-parser NAME (%engine serve sglang -k "
+                "tool_call_parser=NAME), or force a call by tool_choice.",
+            )
 
     def _check_generation(self, params: GenerationParams) -> None:
         super()._check_generation(params)

@@ -42,7 +42,8 @@ class VLLMInferenceEngine(LocalEngine):
         ``model_kwargs``: any argument of vLLM's ``AsyncEngineArgs``
         (``gpu_memory_utilization``, ``tensor_parallel_size``, ``quantization``,
         ``max_num_seqs``, ``enforce_eager``, ``enable_prefix_caching``, ...), and ``n_threads``
-        on a CPU (default: physical cores).
+        on a CPU (default: physical cores), and ``tool_call_parser``: vLLM's name of the form in
+        which the model calls tools freely, such as ``"hermes"``.
     generation_params : GenerationParams, optional
         Defaults for every call.
 

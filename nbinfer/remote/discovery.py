@@ -145,7 +145,10 @@ async def _ask_sglang(server: Server) -> dict[str, Any]:
 
 async def _ask_llamacpp(server: Server) -> dict[str, Any]:
     props = _json(await _get(server, "/props"))
-    return {"version": props.get("build_info"), "slots": props.get("total_slots")}
+    facts = {"version": props.get("build_info"), "slots": props.get("total_slots")}
+    if isinstance(props.get("chat_template"), str):  # one that knows no tools drops them
+        facts["reads_calls"] = re.search(r"\btools\b", props["chat_template"]) is not None
+    return facts
 
 
 def check_model(

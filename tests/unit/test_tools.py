@@ -431,6 +431,20 @@ def test_how_a_name_is_asked_of_a_server(server, engine):
         assert body["response_format"]["json_schema"]["schema"] == schema
 
 
+@pytest.mark.parametrize(
+    ("engine", "owner"), [("sglang", "sglang"), ("openai-compatible", "llamacpp")]
+)
+def test_a_server_that_reads_no_calls_is_not_asked_for_them(server, engine, owner):
+    async def info(call):
+        await call.json({"tool_call_parser": None, "chat_template": "{{ messages }}"})
+
+    server.owner = owner
+    server.others = {"/server_info": info, "/props": info}
+    with pytest.raises(UnsupportedParameter, match="reads no calls"):
+        made(engine, server).infer("x", GenerationParams(tools=[WEATHER]))
+    assert server.calls == []
+
+
 def test_models_of_other_engines_are_not_needed_to_check():
     nbinfer.NativeTextInferenceEngine(
         ModelParams(), generation_params=GenerationParams(tools=[WEATHER], tool_choice="weather")

@@ -64,13 +64,13 @@ class Backend:
     def load(self, model, stage):
         if model.get("derive_from"):
             derive(model["derive_from"], model["path"], model["mark"], stage)
+        self._tool_parser = parser_class(model.get("tool_call_parser"))
         arguments, notes = engine_arguments(model)
         with telling_stages(stage):
             try:
                 self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
             except Exception as error:
                 raise RuntimeError(cause(error)) from error
-        self._tool_parser = parser_class(model.get("tool_call_parser"))
         config = self._llm.vllm_config
         self.slots = config.scheduler_config.max_num_seqs
         self._n_ctx = config.model_config.max_model_len

@@ -38,6 +38,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 import xllamacpp
 
 from nbinfer.worker.backends._logtail import last_error
+from nbinfer.worker.backends._toolform import for_template, knows
 from nbinfer.worker.thoughts import Thoughts
 
 FOLDER = "nbinfer-socket-"
@@ -90,6 +91,7 @@ class Backend:
     def load(self, model, stage):
         options = model["options"]
         self._adapters = model.get("adapters") or []
+        self._template = model.get("chat_template") or model.get("own_template") or ""
         params = self._params(model, options)
         self.slots = params.n_parallel
         self._n_ctx = model["n_ctx"]
@@ -166,7 +168,11 @@ class Backend:
     def generate(self, requests, emit, cancelled):
         (request,) = requests
         answer = Answer(request, emit, self._cells, lambda: cancelled(request))
-        body = self._body(request.data)
+        try:
+            body = self._body(request.data)
+        except ValueError as error:
+            emit.failed(request, error)
+            return
         need = self._estimate(request.data)
         while True:
             if not self._cells.reserve(min(need, self._cells.total), answer.cancelled):
@@ -229,6 +235,8 @@ class Backend:
                 {"id": i, "scale": float(a["name"] == wanted)} for i, a in enumerate(self._adapters)
             ]
         guided = given.get("guided_decoding") or {}
+        if given.get("tools") and knows(self._template, "tools"):
+            guided = {}  # a forced call has llama.cpp's own form then
         if guided.get("grammar"):
             body["grammar"] = guided["grammar"]
         elif guided.get("choice"):
@@ -241,10 +249,8 @@ class Backend:
         elif guided.get("json") is not None:
             body["json_schema"] = guided["json"]
         logprobs = given.get("logprobs")
-        if given.get("tools"):
-            body.update(tools=given["tools"], tool_choice=given["tool_choice"])
         if "messages" in data:
-            body["messages"] = data["messages"]
+            self._add_messages(body, data["messages"], given)
             if given.get("chat_template_kwargs"):
                 body["chat_template_kwargs"] = given["chat_template_kwargs"]
             if logprobs is not None:
@@ -254,6 +260,22 @@ class Backend:
             if logprobs is not None:
                 body["n_probs"] = max(logprobs, 1)
         return body
+
+    def _add_messages(self, body, messages, given):
+        """A conversation, and tools: llama.cpp drops them where the template knows none."""
+        tools, choice = given.get("tools"), given.get("tool_choice")
+        if tools and choice == "auto" and not knows(self._template, "tools"):
+            raise ValueError(
+                "the model's chat template knows no tools, so that llama.cpp can read no calls: "
+                "force one by tool_choice='required' or a name, or give another template in "
+                "ModelParams(chat_template=...)"
+            )
+        body["messages"], tools = for_template(messages, tools, self._template)
+        if tools:
+            # llama.cpp takes no names, and says nothing: it is given the one tool.
+            named = [t for t in tools if t["function"]["name"] == choice]
+            body["tools"] = named or tools
+            body["tool_choice"] = "required" if named else choice
 
     def close(self):
         # The process ends next, and the system takes everything back faster than a
