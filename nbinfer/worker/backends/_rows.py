@@ -70,9 +70,7 @@ class Row:
             fields["logprobs"] = self._logprobs
         reason = reason or self.reason
         if self.read_calls is not None and reason in ("stop", "length"):
-            found = self.read_calls(self.made)
-            if found is not None:
-                fields["tool_calls"], fields["output"] = found
+            fields.update(self.read_calls(self.made))
         emit.finished(self.request, reason, output_tokens=len(self.made), **fields)
 
     def _note_logprobs(self, token):

@@ -255,19 +255,23 @@ class Backend:
         return getattr(self.tokenizer, "response_template", None)
 
     def _read_calls(self, prompt, tools, tokens):
-        """What Transformers' own parser finds in an answer: calls and text; ``None`` without any.
+        """What Transformers' own parser finds in an answer: calls, and the text beside them.
 
         Its region of thoughts goes the way of all reasoning.
         """
         text = self.tokenizer.decode(tokens, skip_special_tokens=False)
-        message = self.tokenizer.parse_response(text, prefix=prompt, tools=tools)
+        try:
+            message = self.tokenizer.parse_response(text, prefix=prompt, tools=tools)
+        except ValueError as error:
+            return {"error": f"the tool's call cannot be read: {error}"[:600]}
         if not message.get("tool_calls"):
-            return None
+            return {}
         functions = [call.get("function", call) for call in message["tool_calls"]]
         thoughts = Thoughts()
         said = thoughts.reasoning(message.get("thinking") or message.get("reasoning") or "")
         said += thoughts.answer(message.get("content") or "") + thoughts.end()
-        return [{"name": f["name"], "arguments": f["arguments"]} for f in functions], said
+        calls = [{"name": f["name"], "arguments": f["arguments"]} for f in functions]
+        return {"tool_calls": calls, "output": said}
 
     def _complete(self, rows, emit, cancelled):
         """One batch to its end; one that does not fit in memory goes on in halves."""
