@@ -154,7 +154,10 @@ def read_calls(row: Row, params: GenerationParams) -> Row:
     if not row.tool_calls:
         row.tool_calls = None
         if kind in ("required", "named") and row.error is None:
-            row.error = f"no tool was called, and tool_choice={params.tool_choice!r} asked for one"
+            why = (
+                "it was cut at max_new_tokens" if row.finish_reason == "length" else "there is none"
+            )
+            row.error = f"tool_choice={params.tool_choice!r} asked for a call, and {why}"
     return row
 
 

@@ -197,7 +197,7 @@ def structured_output(bench: Bench) -> str:
     return ", ".join(seen)
 
 
-def set_alarm(hour: int, label: Literal["morning", "evening"]) -> None:
+def set_alarm(hour: Literal[6, 7, 8], label: Literal["morning", "evening"]) -> None:
     """Set the alarm clock."""
 
 
@@ -211,7 +211,7 @@ def tools(bench: Bench) -> str:
     name, arguments = calls[0]["name"], calls[0]["arguments"]
     need(
         name == "set_alarm"
-        and isinstance(arguments["hour"], int)
+        and arguments["hour"] in (6, 7, 8)
         and arguments["label"] in ("morning", "evening"),
         f"the call was {calls[0]!r:.80}",
     )

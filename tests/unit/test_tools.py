@@ -398,7 +398,7 @@ def test_a_servers_call_that_was_cut(server):
 def test_a_server_that_calls_nothing_though_it_must(server):
     params = GenerationParams(tools=[WEATHER], tool_choice="required")
     row = made("openai-compatible", server).infer("nothing", params).loc[0]
-    assert "no tool was called" in row["error"]
+    assert "asked for a call, and there is none" in row["error"]
     assert row["output"] == "nothing"
 
 
