@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.tool_parsers import ToolParserManager
 
 
-def parser_class(name):
-    """The parser of this name, or a ``ValueError`` with those that there are."""
-    if name is None:
-        return None
+def reader(name):
+    """Who makes the ``Calls`` of an answer, by the name of vLLM's parser."""
     try:
-        return ToolParserManager.get_tool_parser(name)
+        return functools.partial(Calls, ToolParserManager.get_tool_parser(name))
     except KeyError:
         names = ", ".join(ToolParserManager.list_registered())
         raise ValueError(f"vLLM has no tool_call_parser {name!r}; it has: {names}") from None

@@ -44,7 +44,6 @@ from nbinfer.worker.backends import _lora
 from nbinfer.worker.backends._derive import derive
 from nbinfer.worker.backends._toolform import for_template
 from nbinfer.worker.backends._vllm_load import cause, engine_arguments, telling_stages
-from nbinfer.worker.backends._vllm_tools import Calls, parser_class
 from nbinfer.worker.thoughts import opening
 
 WATCH_S = 0.05  # how soon a cancel is passed on
@@ -64,7 +63,11 @@ class Backend:
     def load(self, model, stage):
         if model.get("derive_from"):
             derive(model["derive_from"], model["path"], model["mark"], stage)
-        self._tool_parser = parser_class(model.get("tool_call_parser"))
+        self._tool_calls = None
+        if model.get("tool_call_parser"):  # it imports vLLM's server
+            from nbinfer.worker.backends._vllm_tools import reader
+
+            self._tool_calls = reader(model["tool_call_parser"])
         arguments, notes = engine_arguments(model)
         with telling_stages(stage):
             try:
@@ -204,7 +207,7 @@ class Backend:
         given = data["params"]
         if not given.get("tools") or given["tool_choice"] != "auto":
             return None
-        return Calls(self._tool_parser, self._renderer.tokenizer, data)
+        return self._tool_calls(self._renderer.tokenizer, data)
 
     def _opening(self, prompt):
         """What the end of a chat's prompt has of the answer."""
