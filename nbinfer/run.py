@@ -264,4 +264,5 @@ _FROM_EVENT = (
     "error",
     "logprobs",
     "prompt_logprobs",
+    "tool_calls",
 )

@@ -93,11 +93,13 @@ class LlamaCppInferenceEngine(LocalEngine):
         able = super().capabilities
         if self.binding == "xllamacpp":
             return able
-        # The high-level Llama takes one adapter for all requests, one request at a time.
+        # The high-level Llama takes one adapter for all requests, one request at a time, and reads
+        # no calls out of an answer.
         return replace(
             able,
             generation=able.generation - {"adapter"},
             model=able.model - {"adapters", "chat_template_kwargs"},
+            tool_choice=able.tool_choice - {"auto"},
             features=able.features - {"continuous_batching"},
         )
 
@@ -156,6 +158,7 @@ class LlamaCppInferenceEngine(LocalEngine):
             "n_threads": options.pop("n_threads", None) or physical_cores(),
             "adapters": adapters,
             "chat_template": params.chat_template,
+            "own_template": header.get("tokenizer.chat_template", ""),
             "facts": model.to_dict(),
         }
         return message, model.size_bytes + kv_tokens * per_token + OVERHEAD_BYTES

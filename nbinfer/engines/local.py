@@ -16,6 +16,7 @@ from ..errors import ConfigurationError, RunInterrupted, UnsupportedParameter
 from ..local_run import LocalRun
 from ..records import Outcome, RowRequest
 from ..residents import Plan, Resident, pool
+from ..tools import call_schema
 from ..torch_build import gpu_vendor
 from ..worker.host import Event, kernel_python
 from . import registry
@@ -157,7 +158,18 @@ class LocalEngine(InferenceEngine):
         values = super()._row_params(params)
         if self.model_params.chat_template_kwargs:
             values["chat_template_kwargs"] = dict(self.model_params.chat_template_kwargs)
+        if params.tools is not None:
+            self._add_tools(values, params)
         return values
+
+    def _add_tools(self, values: dict[str, Any], params: GenerationParams) -> None:
+        """A forced call is one of guided decoding; a model that may call none is told of none."""
+        assert params.tools is not None
+        schema = call_schema(params.tools, params.tool_choice)
+        if schema is not None:
+            values["guided_decoding"] = {"json": schema}
+        if params.tool_choice == "none":
+            values["tools"] = None
 
     def memory(self) -> dict[str, int | None]:
         resident = self.resident

@@ -12,6 +12,11 @@ from .local import LocalEngine, check_counts, physical_cores
 
 __all__ = ["NativeTextInferenceEngine"]
 
+# A beam search follows the model's own probabilities.
+NOT_WITH_BEAMS = (
+    *("temperature", "logprobs", "seed", "logit_bias", "repetition_penalty"),
+    *("frequency_penalty", "presence_penalty", "guided_decoding", "tools"),
+)
 # Beside the weights: Python, torch and Transformers, measured. Only the eviction estimate
 # uses it; what rows report is measured.
 OVERHEAD_BYTES = 600_000_000
@@ -71,8 +76,9 @@ class NativeTextInferenceEngine(LocalEngine):
     def _check_generation(self, params: GenerationParams) -> None:
         super()._check_generation(params)
         if params.num_beams > 1:
-            for name, plain in (("temperature", 0.0), ("logprobs", None), ("seed", None)):
-                if getattr(params, name) != plain:
+            changed = params.to_dict(changed_only=True)
+            for name in (n for n in NOT_WITH_BEAMS if n in changed):
+                if name != "tools" or params.tool_choice != "none":
                     raise ConfigurationError(
                         f"num_beams={params.num_beams} is a search: it takes no {name}="
                         f"{getattr(params, name)!r}",

@@ -42,7 +42,8 @@ class VLLMInferenceEngine(LocalEngine):
         ``model_kwargs``: any argument of vLLM's ``AsyncEngineArgs``
         (``gpu_memory_utilization``, ``tensor_parallel_size``, ``quantization``,
         ``max_num_seqs``, ``enforce_eager``, ``enable_prefix_caching``, ...), and ``n_threads``
-        on a CPU (default: physical cores).
+        on a CPU (default: physical cores), and ``tool_call_parser``: vLLM's name of the form in
+        which the model calls tools freely, such as ``"hermes"``.
     generation_params : GenerationParams, optional
         Defaults for every call.
 
@@ -81,11 +82,22 @@ class VLLMInferenceEngine(LocalEngine):
         "max_lora_rank",
         "limit_mm_per_prompt",
         "n_threads",
+        "tool_call_parser",
     )
 
     def _check_model(self, params: ModelParams) -> None:
         super()._check_model(params)
         _check_options(params.model_kwargs)
+
+    def _check_generation(self, params: GenerationParams) -> None:
+        super()._check_generation(params)
+        free = params.tools is not None and params.tool_choice == "auto"
+        if free and "tool_call_parser" not in self.model_params.model_kwargs:
+            raise ConfigurationError(
+                "vllm reads the calls of tool_choice='auto' with the parser of the model's form",
+                hint="name it: model_kwargs={'tool_call_parser': 'hermes'}, or -k "
+                "tool_call_parser=hermes; or force a call by tool_choice='required' or a name",
+            )
 
     # ------------------------------------------------------------------- adapters
 
@@ -170,6 +182,7 @@ class VLLMInferenceEngine(LocalEngine):
             **self._transformers_message(model),
             "options": options,
             "n_threads": options.pop("n_threads", None) or physical_cores(),
+            "tool_call_parser": options.pop("tool_call_parser", None),
             "most_cache_bytes": most,
             "device_share": gpu.share(pool.pids(), options.get("tensor_parallel_size") or 1),
         }

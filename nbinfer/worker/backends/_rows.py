@@ -29,7 +29,7 @@ class Row:
         self.stop_ids = stop_ids
         self.reason = None
         self.generator = None
-        self.grammar = None
+        self.grammar = self.read_calls = None
         self.top_logprobs = self.params.get("logprobs")
         self.last_logprobs = None
         self._logprobs = []
@@ -69,6 +69,8 @@ class Row:
         if self.top_logprobs is not None:
             fields["logprobs"] = self._logprobs
         reason = reason or self.reason
+        if self.read_calls is not None and reason in ("stop", "length"):
+            fields.update(self.read_calls(self.made))
         emit.finished(self.request, reason, output_tokens=len(self.made), **fields)
 
     def _note_logprobs(self, token):

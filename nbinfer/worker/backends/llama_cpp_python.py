@@ -16,6 +16,8 @@ import numpy
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from nbinfer.worker.backends._logtail import last_error
+from nbinfer.worker.backends._toolform import for_template, with_objects
+from nbinfer.worker.thoughts import opening
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}  # enum ggml_type
 
@@ -42,11 +44,28 @@ class Watched(llama_cpp.Llama):
 
     def generate(self, tokens, *arguments, **options):
         if self.answer is not None:
-            self.answer.begins(len(tokens))
+            self.answer.begins(tokens)
         for token in super().generate(tokens, *arguments, **options):
             if self.answer is not None:
                 self.answer.makes(token)
             yield token
+
+    def _init_sampler(self, *, temp, top_k, top_p, min_p, **others):
+        """The library's chain with temperature before what cuts the tail, as elsewhere.
+
+        Its own order has it last, where top_p 0.9 is another set of tokens.
+        """
+        sampler = super()._init_sampler(temp=0.0, **others)
+        if temp > 0:
+            chain = sampler.sampler
+            last = llama_cpp.llama_sampler_chain_n(chain) - 1  # the greedy choice
+            llama_cpp.llama_sampler_free(llama_cpp.llama_sampler_chain_remove(chain, last))
+            sampler.add_temp(temp)
+            sampler.add_top_k(top_k)
+            sampler.add_top_p(top_p, 1)
+            sampler.add_min_p(min_p, 1)
+            sampler.add_dist(self._seed)
+        return sampler
 
 
 class Backend:
@@ -78,6 +97,9 @@ class Backend:
         except (ValueError, RuntimeError, AssertionError) as error:
             raise RuntimeError(last_error() or str(error)) from None
         self._llama.verbose = False
+        self._template = model.get("chat_template") or self._llama.metadata.get(
+            "tokenizer.chat_template", ""
+        )
         if model.get("chat_template"):
             self._llama.chat_handler = Jinja2ChatFormatter(
                 template=model["chat_template"],
@@ -120,7 +142,12 @@ class Backend:
         self._llama.answer = answer
         try:
             if "messages" in request.data:
-                chunks = self._llama.create_chat_completion(request.data["messages"], **body)
+                messages, tools = for_template(
+                    request.data["messages"], given.get("tools"), self._template
+                )
+                chunks = self._llama.create_chat_completion(
+                    with_objects(messages), tools=tools, **body
+                )
             else:
                 chunks = self._llama.create_completion(request.data["prompt"], **body)
             for chunk in chunks:
@@ -165,9 +192,12 @@ class Answer:
         if self._cancelled():
             raise Abandoned
 
-    def begins(self, prompt_tokens):
-        self._prompt_tokens = prompt_tokens
-        self._emit.prefill(self._request, 0, prompt_tokens)
+    def begins(self, tokens):
+        self._prompt_tokens = len(tokens)
+        self._emit.prefill(self._request, 0, len(tokens))
+        if "messages" in self._request.data:
+            end = self._llama.detokenize(list(tokens[-8:]), special=True)
+            self._request.opening = opening(end.decode("utf-8", "replace"))
 
     def read(self, count):
         if not self._made:

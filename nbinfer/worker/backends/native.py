@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import glob
 import os
@@ -31,6 +32,8 @@ from nbinfer.worker.backends._grammar import Grammar
 from nbinfer.worker.backends._loading import load_model, load_tokenizer, precision
 from nbinfer.worker.backends._rows import Row
 from nbinfer.worker.backends._sampling import Sampler
+from nbinfer.worker.backends._toolform import for_template, with_objects
+from nbinfer.worker.thoughts import Thoughts, opening
 
 PREFILL_CHUNK = 512  # tokens of a row in one forward pass: bounds activations and attention
 # Tokens of prefill that cost as much as one decode pass does whatever its batch: measured on two
@@ -202,6 +205,8 @@ class Backend:
     def _row(self, request):
         data, params = request.data, request.data["params"]
         text = data["prompt"] if "prompt" in data else self._templated(data)
+        if "prompt" not in data:
+            request.opening = opening(text)
         ids = self.tokenizer(text, add_special_tokens="prompt" in data)["input_ids"]
         if not ids:
             ids = [self.tokenizer.bos_token_id or self._pad]
@@ -214,6 +219,8 @@ class Backend:
         stop_ids = {*self._stop_ids, *(params.get("stop_token_ids") or ())}
         limit = min(params["max_new_tokens"], room)
         row = Row(request, ids, self.tokenizer, limit, stop_ids)
+        if params.get("tools") and params["tool_choice"] == "auto":
+            row.read_calls = functools.partial(self._read_calls, text, params["tools"])
         if params.get("guided_decoding"):
             row.grammar = Grammar(self.tokenizer, params["guided_decoding"], self._stop_ids)
         return row
@@ -224,10 +231,47 @@ class Backend:
                 "the model has no chat template: send the text as it is with --raw "
                 "(GenerationParams(raw=True)), or give one in ModelParams(chat_template=...)"
             )
-        extra = data["params"].get("chat_template_kwargs") or {}
+        params = data["params"]
+        template, tools = self.tokenizer.chat_template, params.get("tools")
+        if tools and params["tool_choice"] == "auto" and not self._response_template:
+            raise ValueError(
+                "native reads the calls of tool_choice='auto' by the tokenizer's "
+                "response_template, and this model's has none: give one in "
+                "ModelParams(tokenizer_kwargs={'response_template': ...}), force a call by "
+                "tool_choice='required' or a name, or take llamacpp, vllm or a server"
+            )
+        messages, tools = for_template(data["messages"], tools, template)
+        extra = params.get("chat_template_kwargs") or {}
         return self.tokenizer.apply_chat_template(
-            data["messages"], tokenize=False, add_generation_prompt=True, **extra
+            with_objects(messages),
+            tools=tools,
+            tokenize=False,
+            add_generation_prompt=True,
+            **extra,
         )
+
+    @property
+    def _response_template(self):
+        return getattr(self.tokenizer, "response_template", None)
+
+    def _read_calls(self, prompt, tools, tokens):
+        """What Transformers' own parser finds in an answer: calls, and the text beside them.
+
+        Its region of thoughts goes the way of all reasoning.
+        """
+        text = self.tokenizer.decode(tokens, skip_special_tokens=False)
+        try:
+            message = self.tokenizer.parse_response(text, prefix=prompt, tools=tools)
+        except ValueError as error:
+            return {"error": f"the tool's call cannot be read: {error}"[:600]}
+        if not message.get("tool_calls"):
+            return {}
+        functions = [call.get("function", call) for call in message["tool_calls"]]
+        thoughts = Thoughts()
+        said = thoughts.reasoning(message.get("thinking") or message.get("reasoning") or "")
+        said += thoughts.answer(message.get("content") or "") + thoughts.end()
+        calls = [{"name": f["name"], "arguments": f["arguments"]} for f in functions]
+        return {"tool_calls": calls, "output": said}
 
     def _complete(self, rows, emit, cancelled):
         """One batch to its end; one that does not fit in memory goes on in halves."""
@@ -387,7 +431,7 @@ class Batch:
                 if row.done:
                     break
             row.reason = row.reason or "length"
-            row.request.pieces[:] = quiet.text()
+            row.request.pieces[:] = [row.request.opening, *quiet.text()]
             row.finish(self._emit)
 
 

@@ -38,8 +38,13 @@ if "OMP_WAIT_POLICY" not in os.environ:
 import xllamacpp
 
 from nbinfer.worker.backends._logtail import last_error
+from nbinfer.worker.backends._toolform import for_template, knows
+from nbinfer.worker.thoughts import Thoughts
 
 FOLDER = "nbinfer-socket-"
+# Temperature comes before what cuts the tail, as in Transformers, vLLM and SGLang: llama.cpp's own
+# order has it last, where top_p 0.9 is another set of tokens.
+SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
 CACHE_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 
 
@@ -86,6 +91,7 @@ class Backend:
     def load(self, model, stage):
         options = model["options"]
         self._adapters = model.get("adapters") or []
+        self._template = model.get("chat_template") or model.get("own_template") or ""
         params = self._params(model, options)
         self.slots = params.n_parallel
         self._n_ctx = model["n_ctx"]
@@ -162,7 +168,11 @@ class Backend:
     def generate(self, requests, emit, cancelled):
         (request,) = requests
         answer = Answer(request, emit, self._cells, lambda: cancelled(request))
-        body = self._body(request.data)
+        try:
+            body = self._body(request.data)
+        except ValueError as error:
+            emit.failed(request, error)
+            return
         need = self._estimate(request.data)
         while True:
             if not self._cells.reserve(min(need, self._cells.total), answer.cancelled):
@@ -188,6 +198,7 @@ class Backend:
         if "messages" in data:
             texts = [m["content"] for m in data["messages"]]
             size = sum(len(t.encode("utf-8", "replace")) for t in texts) + 60 * len(texts) + 120
+            size += len(json.dumps(data["params"].get("tools") or ""))
         else:
             size = len(data["prompt"].encode("utf-8", "replace"))
         return min(self._n_ctx, size // 3 + 8 + data["params"]["max_new_tokens"])
@@ -206,6 +217,7 @@ class Backend:
             "top_k": given.get("top_k") or 0,
             "min_p": given["min_p"],
             "typical_p": 1.0,
+            "samplers": SAMPLERS,
             "repeat_penalty": given["repetition_penalty"],
             "repeat_last_n": self._n_ctx,
             "frequency_penalty": given["frequency_penalty"],
@@ -223,6 +235,8 @@ class Backend:
                 {"id": i, "scale": float(a["name"] == wanted)} for i, a in enumerate(self._adapters)
             ]
         guided = given.get("guided_decoding") or {}
+        if given.get("tools") and knows(self._template, "tools"):
+            guided = {}  # a forced call has llama.cpp's own form then
         if guided.get("grammar"):
             body["grammar"] = guided["grammar"]
         elif guided.get("choice"):
@@ -236,7 +250,7 @@ class Backend:
             body["json_schema"] = guided["json"]
         logprobs = given.get("logprobs")
         if "messages" in data:
-            body["messages"] = data["messages"]
+            self._add_messages(body, data["messages"], given)
             if given.get("chat_template_kwargs"):
                 body["chat_template_kwargs"] = given["chat_template_kwargs"]
             if logprobs is not None:
@@ -246,6 +260,22 @@ class Backend:
             if logprobs is not None:
                 body["n_probs"] = max(logprobs, 1)
         return body
+
+    def _add_messages(self, body, messages, given):
+        """A conversation, and tools: llama.cpp drops them where the template knows none."""
+        tools, choice = given.get("tools"), given.get("tool_choice")
+        if tools and choice == "auto" and not knows(self._template, "tools"):
+            raise ValueError(
+                "the model's chat template knows no tools, so that llama.cpp can read no calls: "
+                "force one by tool_choice='required' or a name, or give another template in "
+                "ModelParams(chat_template=...)"
+            )
+        body["messages"], tools = for_template(messages, tools, self._template)
+        if tools:
+            # llama.cpp takes no names, and says nothing: it is given the one tool.
+            named = [t for t in tools if t["function"]["name"] == choice]
+            body["tools"] = named or tools
+            body["tool_choice"] = "required" if named else choice
 
     def close(self):
         # The process ends next, and the system takes everything back faster than a
@@ -265,6 +295,8 @@ class Answer:
         self._top = request.data["params"].get("logprobs") or 0
         self._reason = self._error = None
         self._usage = {}
+        self._thoughts = Thoughts()
+        self._calls = {}
         self._made = 0
         self._prefilled = 0
         self.reserved = 0
@@ -296,7 +328,7 @@ class Answer:
         for choice in chunk["choices"]:
             self._reason = choice.get("finish_reason") or self._reason
             delta = choice.get("delta")
-            text = choice.get("text") if delta is None else delta.get("content")
+            text = choice.get("text") if delta is None else self._told(delta)
             new = max(made - self._made, 1 if text else 0)
             self._made += new
             if new:
@@ -304,6 +336,25 @@ class Answer:
             if self._logprobs is not None and choice.get("logprobs"):
                 self._logprobs += [self._logprob(t) for t in choice["logprobs"]["content"]]
         return False
+
+    def _told(self, delta):
+        """The text of a piece of a chat's answer; calls of tools are none."""
+        for call in delta.get("tool_calls") or ():
+            known = self._calls.setdefault(call["index"], ["", ""])
+            function = call.get("function") or {}
+            known[0] = function.get("name") or known[0]
+            known[1] += function.get("arguments") or ""
+        reasoning = self._thoughts.reasoning(delta.get("reasoning_content") or "")
+        return reasoning + self._thoughts.answer(delta.get("content") or "")
+
+    def _read_calls(self):
+        """The calls of a finished answer."""
+        for _, (name, arguments) in sorted(self._calls.items()):
+            try:
+                yield {"name": name, "arguments": json.loads(arguments or "{}")}
+            except ValueError:
+                if self._reason != "length":
+                    self._error = f"the call of the tool {name!r} is no JSON: {arguments[:200]!r}"
 
     def _prompt(self, progress):
         limit = self._request.data["params"]["max_new_tokens"]
@@ -341,6 +392,10 @@ class Answer:
         }
         if self._logprobs is not None:
             fields["logprobs"] = self._logprobs
+        if self._calls:
+            fields["tool_calls"] = list(self._read_calls())
+        if self._reason not in (None, "length"):
+            self._emit.text(self._request, self._thoughts.end())
         if self._error is not None:
             self._emit.failed(self._request, self._error)
         elif self._reason is None and self.cancelled():
