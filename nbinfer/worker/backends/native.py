@@ -14,51 +14,31 @@ abandoned forward pass in the middle of a long prefill.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
-import glob
-import os
-import sys
 import threading
 
 import torch
 import transformers
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+from nbinfer.worker.backends._batch import Batch
 from nbinfer.worker.backends._derive import derive
 from nbinfer.worker.backends._grammar import Grammar
 from nbinfer.worker.backends._loading import load_model, load_tokenizer, precision
+from nbinfer.worker.backends._memory import (
+    Room,
+    end_thread_team,
+    give_back_freed_memory,
+    out_of_memory,
+)
 from nbinfer.worker.backends._rows import Row
 from nbinfer.worker.backends._sampling import Sampler
+from nbinfer.worker.backends._turns import Abandoned, Turns
 
 PREFILL_CHUNK = 512  # tokens of a row in one forward pass: bounds activations and attention
 # Tokens of prefill that cost as much as one decode pass does whatever its batch: measured on two
 # cores with SmolLM2-135M; for a GPU a guess, from its arithmetic to bandwidth ratio.
 CPU_PADDING, GPU_PADDING = 17, 256
-
-
-class Abandoned(Exception):
-    """Nobody waits for any row of this batch any more."""
-
-
-class Turns:
-    """A lock whose waiters are served in their order: threads alternate, none starves."""
-
-    def __init__(self):
-        self._changed = threading.Condition()
-        self._next = self._now = 0
-
-    def acquire(self):
-        with self._changed:
-            mine = self._next
-            self._next += 1
-            self._changed.wait_for(lambda: self._now == mine)
-
-    def release(self):
-        with self._changed:
-            self._now += 1
-            self._changed.notify_all()
 
 
 class Backend:
@@ -68,8 +48,7 @@ class Backend:
 
     def load(self, model, stage):
         options = dict(model["options"])
-        self._most_rows = options.pop("batch_size", None)
-        self._cache_bytes = model["cache_bytes"]
+        most_rows = options.pop("batch_size", None)
         if model.get("n_threads"):
             torch.set_num_threads(model["n_threads"])
         if model.get("derive_from"):
@@ -78,7 +57,7 @@ class Backend:
         self.tokenizer = load_tokenizer(model)
         stage("reading the weights")
         self.model = load_model(model, options)
-        self._settle(model)
+        self._settle(model, most_rows)
         stage("trying it")
         self._try()
         give_back_freed_memory()
@@ -94,7 +73,7 @@ class Backend:
             "model": {"precision": precision(self.model)},
         }
 
-    def _settle(self, model):
+    def _settle(self, model, most_rows):
         """What every batch needs to know of the model, and the hooks."""
         config = self.model.config.get_text_config()
         given = self.model.generation_config
@@ -111,14 +90,7 @@ class Backend:
         )
         known = getattr(config, "max_position_embeddings", None) or 1 << 20
         self._n_ctx = min(model.get("n_ctx") or known, known)
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or (
-            config.hidden_size // config.num_attention_heads
-        )
-        size = torch.finfo(self.model.dtype).bits // 8
-        self._token_bytes = 2 * config.num_hidden_layers * heads * width * size
-        # Scores in float32: the model's, the copy, and what the warpers make of it.
-        self._row_bytes = 6 * 4 * config.vocab_size
+        self._room = Room(self.model, model["cache_bytes"], most_rows)
         self._turns = Turns()
         self._local = threading.local()
         if model.get("compile"):
@@ -157,16 +129,7 @@ class Backend:
         beams = waiting[0].data["params"].get("num_beams", 1)
         alike = [r for r in waiting if r.data["params"].get("num_beams", 1) == beams]
         alike.sort(key=lambda r: sizes[r], reverse=True)
-        return alike[: self._fitting(sizes[alike[0]], beams)]
-
-    def _fitting(self, tokens, beams=1):
-        """How many rows of so many tokens fit in the memory left for their caches."""
-        room = self._cache_bytes
-        if self.model.device.type == "cuda":
-            room = int(0.8 * torch.cuda.mem_get_info(self.model.device)[0])
-        fit = room // (beams * (tokens * self._token_bytes + self._row_bytes))
-        most = self._most_rows or (64 if self.model.device.type != "cpu" else 32)
-        return max(1, min(most, fit))
+        return alike[: self._room.fitting(sizes[alike[0]], beams)]
 
     def generate(self, requests, emit, cancelled):
         rows = []
@@ -190,7 +153,7 @@ class Backend:
         its own, so it belongs here while all padding costs less than those passes.
         """
         beams, longest = rows[0].params.get("num_beams", 1), len(rows[0].ids)
-        size = self._fitting(longest + rows[0].limit, beams)
+        size = self._room.fitting(longest + rows[0].limit, beams)
         worth = rows[0].limit * (CPU_PADDING if self.model.device.type == "cpu" else GPU_PADDING)
         padding = 0
         for number, row in enumerate(rows[:size]):
@@ -324,85 +287,11 @@ class Backend:
         """What ``%%engine_exec`` has at hand."""
         return {"model": self.model, "tokenizer": self.tokenizer, "torch": torch}
 
-    @staticmethod
-    def rest():
-        """End this thread's OpenMP team; the next computation makes a new one in no time.
-
-        Each thread that has computed keeps one, and while a process has more of their threads
-        than cores, GNU's OpenMP sleeps at its barriers instead of spinning: a batch in a slot's
-        thread, after a load in the main thread, ran at three quarters of its speed.
-        """
-        for path in glob.glob(os.path.join(os.path.dirname(torch.__file__), "lib", "libgomp*")):
-            with contextlib.suppress(OSError, AttributeError):
-                ctypes.CDLL(path).omp_pause_resource_all(1)  # omp_pause_soft
+    rest = staticmethod(end_thread_team)
 
     def close(self):
         # The process ends next, and the system takes everything back.
         pass
-
-
-class Batch:
-    """What the hooks and the stopping criterion know of the rows under way."""
-
-    def __init__(self, rows, emit, cancelled, mask):
-        self._rows = rows
-        self._emit = emit
-        self._cancelled = cancelled
-        self._left = mask.sum(0).tolist()  # real tokens by position that no pass has read
-        self.holds_turn = False
-        emit.prefill(rows[0].request, 0, sum(self._left))
-
-    def end_if_abandoned(self):
-        if all(row.done or self._cancelled(row.request) for row in self._rows):
-            raise Abandoned
-
-    def note_prefill(self, positions):
-        """A pass has read so many positions of every row."""
-        if self._left:
-            self._emit.prefill(self._rows[0].request, sum(self._left[:positions]), 0)
-            self._left = self._left[positions:]
-
-    def watch(self, input_ids, _scores, **_):
-        """A stopping criterion: each row's token, as soon as it is made."""
-        for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
-            if not row.done:
-                row.take(token, self._emit)
-                if row.done:
-                    row.finish(self._emit)
-        done = [row.done or self._cancelled(row.request) for row in self._rows]
-        return torch.tensor(done, device=input_ids.device)
-
-    def watch_beams(self, input_ids, _scores, **_):
-        """Beams have no answer before their end, only a count of steps."""
-        self.end_if_abandoned()
-        for row in self._rows:
-            self._emit.token(row.request, "")
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-    def finish_beams(self, answers):
-        quiet = _Quiet()
-        for row, tokens in zip(self._rows, answers, strict=True):
-            for token in tokens:
-                row.take(token, quiet)
-                if row.done:
-                    break
-            row.reason = row.reason or "length"
-            row.request.pieces[:] = quiet.text()
-            row.finish(self._emit)
-
-
-class _Quiet:
-    """Takes the pieces of an answer whose tokens were counted before."""
-
-    def __init__(self):
-        self._pieces = []
-
-    def token(self, _request, text=""):
-        self._pieces.append(text)
-
-    def text(self):
-        pieces, self._pieces = self._pieces, []
-        return pieces
 
 
 def _chunk(width):
@@ -411,26 +300,7 @@ def _chunk(width):
     return -(-width // chunks) if chunks > 1 else None
 
 
-def give_back_freed_memory():
-    """What quantizing and reading left on the heap is no part of the model's memory."""
-    gc.collect()
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc
-            ctypes.CDLL(None).malloc_trim(0)
-
-
 def _guess(data):
     """Tokens a row may take, by its length in characters: good enough to sort by."""
     text = data.get("prompt") or "".join(str(m["content"]) for m in data.get("messages", ()))
     return len(text) // 3 + 32 + data["params"]["max_new_tokens"]
-
-
-def out_of_memory(error):
-    """Whether an error says that memory ran out, on any device."""
-    with contextlib.suppress(AttributeError):
-        if isinstance(error, torch.OutOfMemoryError):
-            return True
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(
-        words in text for words in ("out of memory", "not enough memory", "can't allocate memory")
-    )

@@ -1,0 +1,71 @@
+"""The rows of one ``generate`` call: what hooks and stopping criterion do for each of them."""
+
+from __future__ import annotations
+
+import torch
+
+from nbinfer.worker.backends._turns import Abandoned
+
+
+class Batch:
+    """What the hooks and the stopping criterion know of the rows under way."""
+
+    def __init__(self, rows, emit, cancelled, mask):
+        self._rows = rows
+        self._emit = emit
+        self._cancelled = cancelled
+        self._left = mask.sum(0).tolist()  # real tokens by position that no pass has read
+        self.holds_turn = False
+        emit.prefill(rows[0].request, 0, sum(self._left))
+
+    def end_if_abandoned(self):
+        if all(row.done or self._cancelled(row.request) for row in self._rows):
+            raise Abandoned
+
+    def note_prefill(self, positions):
+        """A pass has read so many positions of every row."""
+        if self._left:
+            self._emit.prefill(self._rows[0].request, sum(self._left[:positions]), 0)
+            self._left = self._left[positions:]
+
+    def watch(self, input_ids, _scores, **_):
+        """A stopping criterion: each row's token, as soon as it is made."""
+        for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
+            if not row.done:
+                row.take(token, self._emit)
+                if row.done:
+                    row.finish(self._emit)
+        done = [row.done or self._cancelled(row.request) for row in self._rows]
+        return torch.tensor(done, device=input_ids.device)
+
+    def watch_beams(self, input_ids, _scores, **_):
+        """Beams have no answer before their end, only a count of steps."""
+        self.end_if_abandoned()
+        for row in self._rows:
+            self._emit.token(row.request, "")
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    def finish_beams(self, answers):
+        quiet = _Quiet()
+        for row, tokens in zip(self._rows, answers, strict=True):
+            for token in tokens:
+                row.take(token, quiet)
+                if row.done:
+                    break
+            row.reason = row.reason or "length"
+            row.request.pieces[:] = quiet.text()
+            row.finish(self._emit)
+
+
+class _Quiet:
+    """Takes the pieces of an answer whose tokens were counted before."""
+
+    def __init__(self):
+        self._pieces = []
+
+    def token(self, _request, text=""):
+        self._pieces.append(text)
+
+    def text(self):
+        pieces, self._pieces = self._pieces, []
+        return pieces
