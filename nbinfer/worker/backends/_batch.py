@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import torch
 
-from nbinfer.worker.backends._turns import Abandoned
+from nbinfer.worker.backends._passes import Pass
 
 
-class Batch:
-    """What the hooks and the stopping criterion know of the rows under way."""
+class Batch(Pass):
+    """What the hooks and the stopping criterion know of the rows of one ``generate``."""
 
     def __init__(self, rows, emit, cancelled, mask):
+        super().__init__(
+            lambda: all(row.done or cancelled(row.request) for row in rows), rows[0].adapter
+        )
         self._rows = rows
         self._emit = emit
         self._cancelled = cancelled
         self._left = mask.sum(0).tolist()  # real tokens by position that no pass has read
-        self.holds_turn = False
         emit.prefill(rows[0].request, 0, sum(self._left))
 
-    def end_if_abandoned(self):
-        if all(row.done or self._cancelled(row.request) for row in self._rows):
-            raise Abandoned
-
-    def note_prefill(self, positions):
-        """A pass has read so many positions of every row."""
+    def read(self, positions):
         if self._left:
             self._emit.prefill(self._rows[0].request, sum(self._left[:positions]), 0)
             self._left = self._left[positions:]

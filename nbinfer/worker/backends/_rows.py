@@ -18,6 +18,10 @@ class Row:
         The answer's tokens so far. After a split the row goes on from ``ids + made``.
     reason : str or None
         Why it is done.
+    adapter : str or None
+        The name inside the model of what applies to it.
+    cached : int
+        How many of the prompt's tokens were not computed again.
     """
 
     def __init__(self, request, ids, tokenizer, limit, stop_ids):
@@ -28,6 +32,8 @@ class Row:
         self.limit = limit
         self.stop_ids = stop_ids
         self.reason = None
+        self.adapter = None
+        self.cached = 0
         self.generator = None
         self.grammar = None
         self.top_logprobs = self.params.get("logprobs")
@@ -65,7 +71,7 @@ class Row:
         emit.token(self.request, text)
 
     def finish(self, emit, reason=None):
-        fields = {"prompt_tokens": len(self.ids), "cached_tokens": 0}
+        fields = {"prompt_tokens": len(self.ids), "cached_tokens": self.cached}
         if self.top_logprobs is not None:
             fields["logprobs"] = self._logprobs
         reason = reason or self.reason

@@ -1,10 +1,10 @@
 """Hugging Face Transformers: any model that ``AutoModelForCausalLM`` loads.
 
-A list runs in static batches of rows of like length, left-padded, through ``model.generate``:
-on a CPU that is more than twice as fast as Transformers' own continuous batching. Requests of
-other runs do not wait for the batch: each slot's thread runs a ``generate`` of its own, and
-they take turns, forward pass by forward pass (``Turns``), so a second cell's row gets its
-first token after a step or two, and two passes never fight for the cores.
+Rows of all runs join one running batch and leave it between two forward passes (``_lanes.py``),
+from the keys and values that earlier rows left (``_prefixes.py``). What that cannot do goes
+through ``model.generate``, in static batches of rows of like length: beams, an assistant, a model
+whose cache is not plain keys and values, or everything where ``batching`` is ``"static"``. The
+passes of both take turns (``_passes.py``), so no two fight for the cores.
 
 What ``generate`` cannot be told is hung on it from outside: a logits processor that samples
 for each row with its own parameters and seed, a stopping criterion that sees every token as
@@ -15,15 +15,23 @@ abandoned forward pass in the middle of a long prefill.
 from __future__ import annotations
 
 import gc
-import threading
+import inspect
 
 import torch
 import transformers
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
+from transformers.cache_utils import DynamicLayer
 
+from nbinfer.worker.backends._adapters import Adapters
 from nbinfer.worker.backends._batch import Batch
 from nbinfer.worker.backends._derive import derive
 from nbinfer.worker.backends._grammar import Grammar
+from nbinfer.worker.backends._lanes import Lanes
 from nbinfer.worker.backends._loading import load_model, load_tokenizer, precision
 from nbinfer.worker.backends._memory import (
     Room,
@@ -31,24 +39,23 @@ from nbinfer.worker.backends._memory import (
     give_back_freed_memory,
     out_of_memory,
 )
+from nbinfer.worker.backends._passes import Abandoned, Passes
+from nbinfer.worker.backends._prefixes import Prefixes
 from nbinfer.worker.backends._rows import Row
 from nbinfer.worker.backends._sampling import Sampler
-from nbinfer.worker.backends._turns import Abandoned, Turns
 
 PREFILL_CHUNK = 512  # tokens of a row in one forward pass: bounds activations and attention
-# Tokens of prefill that cost as much as one decode pass does whatever its batch: measured on two
-# cores with SmolLM2-135M; for a GPU a guess, from its arithmetic to bandwidth ratio.
-CPU_PADDING, GPU_PADDING = 17, 256
+PREFIX_TOKENS = 8192  # that are kept of earlier rows, in a quarter of the caches' memory at most
 
 
 class Backend:
-    """One model; ``slots`` batches of different runs share it."""
+    """One model, which up to ``slots`` runs share."""
 
-    slots = 2
+    slots = 4
 
     def load(self, model, stage):
         options = dict(model["options"])
-        most_rows = options.pop("batch_size", None)
+        own = {name: options.pop(name, None) for name in ("batch_size", "batching")}
         if model.get("n_threads"):
             torch.set_num_threads(model["n_threads"])
         if model.get("derive_from"):
@@ -57,7 +64,7 @@ class Backend:
         self.tokenizer = load_tokenizer(model)
         stage("reading the weights")
         self.model = load_model(model, options)
-        self._settle(model, most_rows)
+        self._settle(model, own)
         stage("trying it")
         self._try()
         give_back_freed_memory()
@@ -70,10 +77,11 @@ class Backend:
             "n_ctx": self._n_ctx,
             "n_threads": torch.get_num_threads(),
             "attn_implementation": self.model.config._attn_implementation,
+            "batching": "static" if self._lanes is None else "continuous",
             "model": {"precision": precision(self.model)},
         }
 
-    def _settle(self, model, most_rows):
+    def _settle(self, model, own):
         """What every batch needs to know of the model, and the hooks."""
         config = self.model.config.get_text_config()
         given = self.model.generation_config
@@ -90,21 +98,27 @@ class Backend:
         )
         known = getattr(config, "max_position_embeddings", None) or 1 << 20
         self._n_ctx = min(model.get("n_ctx") or known, known)
-        self._room = Room(self.model, model["cache_bytes"], most_rows)
-        self._turns = Turns()
-        self._local = threading.local()
+        self._room = Room(self.model, model["cache_bytes"], own["batch_size"])
         if model.get("compile"):
             self.model.forward = torch.compile(self.model.forward, dynamic=True)
-        self.model.register_forward_pre_hook(self._before)
-        self.model.register_forward_hook(self._after, with_kwargs=True)
-        layers = max(
-            (m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList)),
-            key=len,
-            default=(),
-        )
-        if not model.get("compile"):  # a hook would cut the compiled graph at each layer
-            for layer in layers:
-                layer.register_forward_pre_hook(self._at_layer)
+        self._adapters = Adapters(self.model, model["path"])
+        self._passes = Passes(self.model, self._adapters, by_layer=not model.get("compile"))
+        self._lanes = self._joining(own["batching"])
+
+    def _joining(self, batching):
+        """Where rows join a running batch; ``None`` where they cannot or shall not."""
+        if batching == "static":
+            return None
+        if not plain_cache(self.model):
+            if batching == "continuous":
+                raise ValueError(
+                    "this model's cache is not plain keys and values of every layer: its rows "
+                    "cannot join a running batch; leave out model_kwargs['batching']"
+                )
+            return None
+        most = min(self._room.bytes // 4, PREFIX_TOKENS * self._room.token_bytes)
+        prefixes = Prefixes(self._room.token_bytes, most)
+        return Lanes(self.model, self._passes, self._room, prefixes, self._pad)
 
     def _try(self):
         """One token: what a device or a dtype cannot do is told at load, not in every row."""
@@ -129,6 +143,8 @@ class Backend:
         beams = waiting[0].data["params"].get("num_beams", 1)
         alike = [r for r in waiting if r.data["params"].get("num_beams", 1) == beams]
         alike.sort(key=lambda r: sizes[r], reverse=True)
+        if self._lanes is not None and beams == 1:
+            return alike[: 4 * self._room.most]  # they take each other's places
         return alike[: self._room.fitting(sizes[alike[0]], beams)]
 
     def generate(self, requests, emit, cancelled):
@@ -139,12 +155,20 @@ class Backend:
             except ValueError as error:
                 emit.failed(request, error)
         rows.sort(key=lambda row: len(row.ids), reverse=True)
+        joining = [row for row in rows if self._joins(row)]
+        if joining:
+            self._lanes.answer(joining, emit, cancelled)
+        rows = [row for row in rows if not self._joins(row)]
         while rows:
             size = self._alike(rows)
             batch, rows = rows[:size], rows[size:]
             for row in batch:
                 emit.dispatched(row.request)
             self._complete(batch, emit, cancelled)
+
+    def _joins(self, row):
+        """Whether a row can join a running batch."""
+        return self._lanes is not None and row.params.get("num_beams", 1) == 1
 
     def _alike(self, rows):
         """How many of the rows, longest first, make one batch: those that fit and are alike.
@@ -154,11 +178,11 @@ class Backend:
         """
         beams, longest = rows[0].params.get("num_beams", 1), len(rows[0].ids)
         size = self._room.fitting(longest + rows[0].limit, beams)
-        worth = rows[0].limit * (CPU_PADDING if self.model.device.type == "cpu" else GPU_PADDING)
+        worth = rows[0].limit * self._room.pass_tokens
         padding = 0
         for number, row in enumerate(rows[:size]):
             padding += longest - len(row.ids)
-            if padding > worth:
+            if padding > worth or row.adapter != rows[0].adapter:
                 return number
         return size
 
@@ -177,6 +201,7 @@ class Backend:
         stop_ids = {*self._stop_ids, *(params.get("stop_token_ids") or ())}
         limit = min(params["max_new_tokens"], room)
         row = Row(request, ids, self.tokenizer, limit, stop_ids)
+        row.adapter = self._adapters.add(params.get("adapter"), self._passes.turns)
         if params.get("guided_decoding"):
             row.grammar = Grammar(self.tokenizer, params["guided_decoding"], self._stop_ids)
         return row
@@ -224,7 +249,7 @@ class Backend:
 
     def _generate(self, rows, emit, cancelled):
         ids, mask = self._padded(rows)
-        batch = self._local.batch = Batch(rows, emit, cancelled, mask)
+        batch = Batch(rows, emit, cancelled, mask)
         beams = rows[0].params.get("num_beams", 1)
         config = GenerationConfig(
             max_new_tokens=max(row.limit - len(row.made) for row in rows),
@@ -236,7 +261,7 @@ class Backend:
         )
         watch = batch.watch_beams if beams > 1 else batch.watch
         try:
-            with torch.inference_mode():
+            with self._passes.of(batch):
                 out = self.model.generate(
                     input_ids=ids,
                     attention_mask=mask,
@@ -245,9 +270,6 @@ class Backend:
                     stopping_criteria=StoppingCriteriaList([watch]),
                 )
         finally:
-            self._local.batch = None
-            if batch.holds_turn:
-                self._turns.release()
             self.rest()
         if beams > 1:
             batch.finish_beams(out[:, ids.shape[1] :].tolist())
@@ -261,28 +283,6 @@ class Backend:
             mask[place, width - len(row.tokens) :] = 1
         return ids.to(self.model.device), mask.to(self.model.device)
 
-    # --------------------------------------------------------------------- hooks
-
-    def _before(self, _module, _arguments):
-        batch = getattr(self._local, "batch", None)
-        if batch is not None:
-            batch.end_if_abandoned()
-            self._turns.acquire()
-            batch.holds_turn = True
-
-    def _after(self, _module, _arguments, named, _output):
-        batch = getattr(self._local, "batch", None)
-        if batch is not None:
-            batch.holds_turn = False
-            self._turns.release()
-            if named.get("input_ids") is not None:
-                batch.note_prefill(named["input_ids"].shape[1])
-
-    def _at_layer(self, _module, _arguments):
-        batch = getattr(self._local, "batch", None)
-        if batch is not None:
-            batch.end_if_abandoned()
-
     def scope(self):
         """What ``%%engine_exec`` has at hand."""
         return {"model": self.model, "tokenizer": self.tokenizer, "torch": torch}
@@ -292,6 +292,16 @@ class Backend:
     def close(self):
         # The process ends next, and the system takes everything back.
         pass
+
+
+def plain_cache(model):
+    """Whether its cache is keys and values of every token for every layer, and no more."""
+    wanted = {"cache", "attention_mask", "position_ids"}
+    if not wanted.issubset(inspect.signature(model.forward).parameters):
+        return False
+    layers = DynamicCache(config=model.config).layers
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    return len(layers) == count and all(type(layer) is DynamicLayer for layer in layers)
 
 
 def _chunk(width):
