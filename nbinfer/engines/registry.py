@@ -114,9 +114,11 @@ _SPECS = {
             "Hugging Face Transformers: every model, for prototypes and debugging",
             library="transformers",
             capabilities=Capabilities(
-                generation=FULL | {"num_beams"},
+                generation=FULL | {"num_beams", "adapter"},
                 model=frozenset(
                     {
+                        "adapter_model",
+                        "adapters",
                         "model_revision",
                         "tokenizer_name",
                         "tokenizer_kwargs",
@@ -132,7 +134,18 @@ _SPECS = {
                 ),
                 guided_decoding=GUIDED,
                 features=frozenset(
-                    {"streaming", "cpu", "gguf", "safetensors", "quantization", "exec"}
+                    {
+                        "streaming",
+                        "continuous_batching",
+                        "prefix_caching",
+                        "cpu",
+                        "gguf",
+                        "safetensors",
+                        "quantization",
+                        "adapters",
+                        "speculative",
+                        "exec",
+                    }
                 ),
             ),
         ),

@@ -8,6 +8,9 @@ for whatever PEFT can load, and costs a pass without adapters nothing.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
 import os
 
 from nbinfer.worker.backends import _lora
@@ -27,6 +30,8 @@ class Adapters:
         self._model = model
         self._folder = path if os.path.isdir(path) else None
         self._known = {}
+        self._numbers = itertools.count(1)
+        self._layers = []
         self._on = None
 
     def add(self, wanted, turns):
@@ -44,7 +49,7 @@ class Adapters:
         key = (wanted["path"], weights)
         with turns:  # no pass meanwhile
             if key not in self._known:
-                name = f"{len(self._known) + 1}"
+                name = f"adapter{next(self._numbers)}"
                 self._join(wanted, name)
                 self._known[key] = name
             return self._known[key]
@@ -53,44 +58,62 @@ class Adapters:
         try:
             if self._folder is not None:
                 _lora.check(wanted["path"], self._folder)
-            report = self._load(wanted["path"], name)
-            if report.mismatched_keys or report.unexpected_keys or report.missing_keys:
-                odd = [*report.mismatched_keys, *report.unexpected_keys, *report.missing_keys]
-                raise ValueError(f"its weights do not match the model's at {odd[0]}")
+            self._load(wanted["path"], name)
         except Exception as error:
-            if name in getattr(self._model, "peft_config", {}):
-                self._model.delete_adapter(name)
-            self._off()
             text = " ".join(str(error).split())[:300]
             raise ValueError(
                 f"the adapter {wanted['name']!r} at {wanted['path']!r} cannot be used with this "
                 f"model: {text}"
             ) from None
-        self._off()
 
     def _load(self, path, name):
+        """What ``PeftModel.load_adapter`` does, on the model as it is.
+
+        Transformers' own ``load_adapter`` of 5.23 wants a PEFT that is not released yet.
+        """
         try:
-            import peft  # noqa: F401
+            import peft
+            from peft import functional
+            from peft.tuners.tuners_utils import BaseTunerLayer
+            from peft.utils import AuxiliaryTrainingWrapper
         except ImportError as error:
             raise ValueError(
                 f"it needs peft in the engine's environment ({error}): %engine install native "
                 "--reinstall"
             ) from None
-        return self._model.load_adapter(path, adapter_name=name)
+        config = peft.PeftConfig.from_pretrained(path)
+        config.inference_mode = True
+        weights = peft.load_peft_weights(path, device="cpu")
+        self._set_adapter = functools.partial(functional.set_adapter, inference_mode=True)
+        try:
+            functional.inject_adapter_in_model(config, self._model, name)
+            result = functional.set_peft_model_state_dict(self._model, weights, name)
+            lacking = [key for key in result.missing_keys if f".{name}." in key]
+            for key in [*lacking, *result.unexpected_keys]:
+                raise ValueError(f"its weights do not match the model's at {key}")
+        except Exception:
+            self._remove(functional, config, name)
+            raise
+        finally:
+            kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+            self._layers = [m for m in self._model.modules() if isinstance(m, kinds)]
+            self._model.eval()
+            self._switch(None)
 
-    def _off(self):
-        self._on = None
-        if getattr(self._model, "peft_config", None):
-            self._model.disable_adapters()
+    def _remove(self, functional, config, name):
+        prefix = f"{config.peft_type.value.lower()}_"
+        with contextlib.suppress(Exception):  # as far as it got
+            functional.delete_adapter(self._model, name, prefix)
+        getattr(self._model, "peft_config", {}).pop(name, None)
 
     def use(self, name):
         """Switch to an adapter, or to none, before a pass."""
-        if name == self._on:
-            return
-        if name is None:
-            self._model.disable_adapters()
-        else:
-            if self._on is None:
-                self._model.enable_adapters()
-            self._model.set_adapter(name)
+        if name != self._on:
+            self._switch(name)
+
+    def _switch(self, name):
+        for layer in self._layers:
+            layer.enable_adapters(name is not None)
+        if name is not None:
+            self._set_adapter(self._model, name)
         self._on = name

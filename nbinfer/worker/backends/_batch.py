@@ -17,6 +17,7 @@ class Batch(Pass):
         self._rows = rows
         self._emit = emit
         self._cancelled = cancelled
+        self._taken = mask.shape[1]  # positions whose tokens are known to the rows
         self._left = mask.sum(0).tolist()  # real tokens by position that no pass has read
         emit.prefill(rows[0].request, 0, sum(self._left))
 
@@ -26,12 +27,14 @@ class Batch(Pass):
             self._left = self._left[positions:]
 
     def watch(self, input_ids, _scores, **_):
-        """A stopping criterion: each row's token, as soon as it is made."""
-        for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
-            if not row.done:
-                row.take(token, self._emit)
-                if row.done:
-                    row.finish(self._emit)
+        """A stopping criterion: each row's tokens, as soon as they are made."""
+        new, self._taken = input_ids[:, self._taken :].tolist(), input_ids.shape[1]
+        for row, tokens in zip(self._rows, new, strict=True):
+            for token in tokens:
+                if not row.done:
+                    row.take(token, self._emit)
+                    if row.done:
+                        row.finish(self._emit)
         done = [row.done or self._cancelled(row.request) for row in self._rows]
         return torch.tensor(done, device=input_ids.device)
 

@@ -94,6 +94,11 @@ class Passes:
             for layer in layers:
                 layer.register_forward_pre_hook(self._at_layer)
 
+    def also(self, model):
+        """Another model whose passes take turns with this one's: an assistant."""
+        model.register_forward_pre_hook(lambda *given: self._begin(*given) and None)
+        model.register_forward_hook(self._end)
+
     @contextlib.contextmanager
     def of(self, batch):
         """What this thread computes meanwhile is the batch's."""
@@ -113,21 +118,30 @@ class Passes:
             logits = self._model(**inputs, use_cache=True, **self._keep).logits
         return logits[:, -1].to(copy=True, dtype=torch.float32)
 
-    def _before(self, _module, _arguments):
+    def _begin(self, _module, _arguments):
         batch = getattr(self._local, "batch", None)
         if batch is not None:
             batch.end_if_abandoned()
             self.turns.acquire()
             batch.holds_turn = True
-            self._adapters.use(batch.adapter)
+        return batch
 
-    def _after(self, _module, _arguments, named, _output):
+    def _end(self, _module, _arguments, _output):
         batch = getattr(self._local, "batch", None)
         if batch is not None:
             batch.holds_turn = False
             self.turns.release()
-            if named.get("input_ids") is not None:
-                batch.read(named["input_ids"].shape[1])
+
+    def _before(self, module, arguments):
+        batch = self._begin(module, arguments)
+        if batch is not None:
+            self._adapters.use(batch.adapter)
+
+    def _after(self, module, arguments, named, output):
+        self._end(module, arguments, output)
+        batch = getattr(self._local, "batch", None)
+        if batch is not None and named.get("input_ids") is not None:
+            batch.read(named["input_ids"].shape[1])
 
     def _at_layer(self, _module, _arguments):
         batch = getattr(self._local, "batch", None)

@@ -22,6 +22,8 @@ class Row:
         The name inside the model of what applies to it.
     cached : int
         How many of the prompt's tokens were not computed again.
+    assisted : bool
+        Whether another model, or its prompt, guesses its tokens.
     """
 
     def __init__(self, request, ids, tokenizer, limit, stop_ids):
@@ -34,6 +36,7 @@ class Row:
         self.reason = None
         self.adapter = None
         self.cached = 0
+        self.assisted = False
         self.generator = None
         self.grammar = None
         self.top_logprobs = self.params.get("logprobs")

@@ -1,6 +1,6 @@
 """Hugging Face Transformers: any model that ``AutoModelForCausalLM`` loads.
 
-Rows of all runs join one running batch and leave it between two forward passes (``_lanes.py``),
+Rows of all runs join one running batch and leave it between two forward passes (``_joining.py``),
 from the keys and values that earlier rows left (``_prefixes.py``). What that cannot do goes
 through ``model.generate``, in static batches of rows of like length: beams, an assistant, a model
 whose cache is not plain keys and values, or everything where ``batching`` is ``"static"``. The
@@ -15,23 +15,17 @@ abandoned forward pass in the middle of a long prefill.
 from __future__ import annotations
 
 import gc
-import inspect
 
 import torch
 import transformers
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessorList,
-    StoppingCriteriaList,
-)
-from transformers.cache_utils import DynamicLayer
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from nbinfer.worker.backends._adapters import Adapters
+from nbinfer.worker.backends._assistant import OPTIONS, Assistant
 from nbinfer.worker.backends._batch import Batch
 from nbinfer.worker.backends._derive import derive
 from nbinfer.worker.backends._grammar import Grammar
-from nbinfer.worker.backends._lanes import Lanes
+from nbinfer.worker.backends._joining import Joining, plain_cache
 from nbinfer.worker.backends._loading import load_model, load_tokenizer, precision
 from nbinfer.worker.backends._memory import (
     Room,
@@ -46,6 +40,7 @@ from nbinfer.worker.backends._sampling import Sampler
 
 PREFILL_CHUNK = 512  # tokens of a row in one forward pass: bounds activations and attention
 PREFIX_TOKENS = 8192  # that are kept of earlier rows, in a quarter of the caches' memory at most
+OWN = ("batch_size", "batching", "prefix_cache_tokens", *OPTIONS)  # all else is the library's
 
 
 class Backend:
@@ -55,7 +50,7 @@ class Backend:
 
     def load(self, model, stage):
         options = dict(model["options"])
-        own = {name: options.pop(name, None) for name in ("batch_size", "batching")}
+        own = {name: options.pop(name, None) for name in OWN}
         if model.get("n_threads"):
             torch.set_num_threads(model["n_threads"])
         if model.get("derive_from"):
@@ -64,6 +59,8 @@ class Backend:
         self.tokenizer = load_tokenizer(model)
         stage("reading the weights")
         self.model = load_model(model, options)
+        vocabulary = self.model.config.get_text_config().vocab_size
+        self._assistant = Assistant(model, own, vocabulary, self.tokenizer, stage)
         self._settle(model, own)
         stage("trying it")
         self._try()
@@ -73,11 +70,13 @@ class Backend:
             "library": "transformers",
             "version": transformers.__version__,
             "torch": torch.__version__,
-            "devices": sorted({str(p.device) for p in self.model.parameters()}),
+            "devices": sorted(
+                {str(p.device).replace("meta", "disk") for p in self.model.parameters()}
+            ),
             "n_ctx": self._n_ctx,
             "n_threads": torch.get_num_threads(),
             "attn_implementation": self.model.config._attn_implementation,
-            "batching": "static" if self._lanes is None else "continuous",
+            "batching": "static" if self._joined is None else "continuous",
             "model": {"precision": precision(self.model)},
         }
 
@@ -103,22 +102,26 @@ class Backend:
             self.model.forward = torch.compile(self.model.forward, dynamic=True)
         self._adapters = Adapters(self.model, model["path"])
         self._passes = Passes(self.model, self._adapters, by_layer=not model.get("compile"))
-        self._lanes = self._joining(own["batching"])
+        if self._assistant.model is not None:
+            self._passes.also(self._assistant.model)
+        self._joined = self._joining(own)
 
-    def _joining(self, batching):
+    def _joining(self, own):
         """Where rows join a running batch; ``None`` where they cannot or shall not."""
-        if batching == "static":
+        if own["batching"] == "static":
             return None
         if not plain_cache(self.model):
-            if batching == "continuous":
+            if own["batching"] == "continuous":
                 raise ValueError(
                     "this model's cache is not plain keys and values of every layer: its rows "
                     "cannot join a running batch; leave out model_kwargs['batching']"
                 )
             return None
-        most = min(self._room.bytes // 4, PREFIX_TOKENS * self._room.token_bytes)
+        kept = own["prefix_cache_tokens"]
+        kept = PREFIX_TOKENS if kept is None else kept
+        most = min(self._room.bytes // 4, kept * self._room.token_bytes)
         prefixes = Prefixes(self._room.token_bytes, most)
-        return Lanes(self.model, self._passes, self._room, prefixes, self._pad)
+        return Joining(self.model, self._passes, self._room, prefixes, self._pad)
 
     def _try(self):
         """One token: what a device or a dtype cannot do is told at load, not in every row."""
@@ -143,7 +146,7 @@ class Backend:
         beams = waiting[0].data["params"].get("num_beams", 1)
         alike = [r for r in waiting if r.data["params"].get("num_beams", 1) == beams]
         alike.sort(key=lambda r: sizes[r], reverse=True)
-        if self._lanes is not None and beams == 1:
+        if self._joined is not None and beams == 1:
             return alike[: 4 * self._room.most]  # they take each other's places
         return alike[: self._room.fitting(sizes[alike[0]], beams)]
 
@@ -155,9 +158,12 @@ class Backend:
             except ValueError as error:
                 emit.failed(request, error)
         rows.sort(key=lambda row: len(row.ids), reverse=True)
+        alone = len(rows) == 1 and not (self._joined and self._joined.busy)
+        if alone and self._assistant.can_help(rows[0]):
+            rows[0].assisted = True
         joining = [row for row in rows if self._joins(row)]
         if joining:
-            self._lanes.answer(joining, emit, cancelled)
+            self._joined.answer(joining, emit, cancelled)
         rows = [row for row in rows if not self._joins(row)]
         while rows:
             size = self._alike(rows)
@@ -168,7 +174,8 @@ class Backend:
 
     def _joins(self, row):
         """Whether a row can join a running batch."""
-        return self._lanes is not None and row.params.get("num_beams", 1) == 1
+        plain = row.params.get("num_beams", 1) == 1 and not row.assisted
+        return plain and self._joined is not None
 
     def _alike(self, rows):
         """How many of the rows, longest first, make one batch: those that fit and are alike.
@@ -251,14 +258,17 @@ class Backend:
         ids, mask = self._padded(rows)
         batch = Batch(rows, emit, cancelled, mask)
         beams = rows[0].params.get("num_beams", 1)
+        assisted = rows[0].assisted
         config = GenerationConfig(
             max_new_tokens=max(row.limit - len(row.made) for row in rows),
             do_sample=False,
             num_beams=beams,
             pad_token_id=self._pad,
             eos_token_id=self._stop_ids or None,
-            prefill_chunk_size=_chunk(ids.shape[1]),
+            prefill_chunk_size=None if assisted else _chunk(ids.shape[1]),
+            **(self._assistant.config if assisted else {}),
         )
+        processors = [] if beams > 1 else [Sampler(rows, guessed=assisted)]
         watch = batch.watch_beams if beams > 1 else batch.watch
         try:
             with self._passes.of(batch):
@@ -266,8 +276,9 @@ class Backend:
                     input_ids=ids,
                     attention_mask=mask,
                     generation_config=config,
-                    logits_processor=LogitsProcessorList([] if beams > 1 else [Sampler(rows)]),
+                    logits_processor=LogitsProcessorList(processors),
                     stopping_criteria=StoppingCriteriaList([watch]),
+                    **(self._assistant.arguments if assisted else {}),
                 )
         finally:
             self.rest()
@@ -292,16 +303,6 @@ class Backend:
     def close(self):
         # The process ends next, and the system takes everything back.
         pass
-
-
-def plain_cache(model):
-    """Whether its cache is keys and values of every token for every layer, and no more."""
-    wanted = {"cache", "attention_mask", "position_ids"}
-    if not wanted.issubset(inspect.signature(model.forward).parameters):
-        return False
-    layers = DynamicCache(config=model.config).layers
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
-    return len(layers) == count and all(type(layer) is DynamicLayer for layer in layers)
 
 
 def _chunk(width):
