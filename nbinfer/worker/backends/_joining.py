@@ -12,6 +12,7 @@ import contextlib
 import gc
 import inspect
 import threading
+import traceback
 from collections import Counter
 
 import torch
@@ -76,7 +77,11 @@ class Joining:
                     if not self.busy:
                         self._most_now = None
                         self._changed.wait_for(lambda: self.busy)
-                self._go_on()
+                try:
+                    self._go_on()
+                except Exception as error:  # nobody else would answer the rows
+                    traceback.print_exc()
+                    self._fail(self._all(), f"{type(error).__name__}: {error}")
                 if not self.busy:
                     end_thread_team()
 
@@ -84,6 +89,13 @@ class Joining:
     def busy(self):
         """Whether any row waits or is under way."""
         return bool(self._waiting or self._prefill or self._lanes)
+
+    def _decoding(self):
+        return [seat for lane in self._lanes for seat in lane.seats]
+
+    def _all(self):
+        reading = self._prefill.seats if self._prefill is not None else []
+        return [*self._waiting, *reading, *self._decoding()]
 
     def _go_on(self):
         """A chunk of a prompt, or a token for every row, or both where runs share the passes."""
@@ -93,7 +105,7 @@ class Joining:
         prefill = self._prefill
         if prefill is not None:
             run = prefill.seats[0].run
-            others = any(seat.run is not run for lane in self._lanes for seat in lane.seats)
+            others = any(seat.run is not run for seat in self._decoding())
             with self._failing(prefill.seats):
                 self._read(prefill, BUSY_CHUNK if others else IDLE_CHUNK)
             if not others:
@@ -139,7 +151,12 @@ class Joining:
         self._take_out([seat for seat in seats if seat.over])
         going_on = [seat for seat in seats if not seat.left]
         for seat in sorted(going_on, key=lambda s: _prefixes.length(s.pairs), reverse=True):
-            self._lane(prefill.adapter, seat).join([seat])
+            lane = self._lane(prefill.adapter, seat)
+            try:
+                lane.join([seat])
+            except BaseException:
+                self._scatter(lane)
+                raise
 
     def _lane(self, adapter, seat):
         """The lane that the row pads least, or a new one."""
@@ -184,7 +201,7 @@ class Joining:
             waiting = list(self._waiting)
         if not waiting:
             return
-        active = [seat for lane in self._lanes for seat in lane.seats]
+        active = self._decoding()
         counts = Counter(seat.run.name for seat in active)
         first = min(waiting, key=lambda seat: counts[seat.run.name])
         most = self._room.most - counts[first.run.name]
@@ -199,13 +216,15 @@ class Joining:
         self._prefixes.shrink(room - sum(self._room.row(seat.row) for seat in seats))
         unread = 0
         for seat in seats:
-            seat.emit.dispatched(seat.row.request)
             known = _prefixes.length(seat.pairs)
-            if not seat.row.made:
-                seat.row.cached = known
             unread += len(seat.row.tokens) - known
+            if not seat.admitted:  # and not sent back for want of memory
+                seat.admitted = True
+                seat.row.cached = known
+                seat.emit.dispatched(seat.row.request)
         seats[0].emit.prefill(seats[0].row.request, 0, unread)
-        self._prefill = Prefill(seats, self._pad, self._model.device)
+        with self._failing(seats):
+            self._prefill = Prefill(seats, self._pad, self._model.device)
 
     def _group(self, first, waiting, most, room, alone):
         """Waiting rows of one run and adapter that fit, and whose rest is of like length."""
@@ -236,7 +255,7 @@ class Joining:
     def _drop_cancelled(self):
         with self._changed:
             seats = list(self._waiting)
-        seats += [seat for lane in self._lanes for seat in lane.seats]
+        seats += self._decoding()
         if self._prefill is not None and nobody(self._prefill.seats):
             seats += self._prefill.seats
         gone = [seat for seat in seats if seat.over]
@@ -263,14 +282,29 @@ class Joining:
             self._prefill = None
         for lane in self._lanes:
             if not chosen.isdisjoint(lane.seats):
-                lane.part(chosen)
+                try:
+                    lane.part(chosen)
+                except Exception:  # no memory to leave some of them: all begin again
+                    self._scatter(lane, without=chosen)
         self._lanes = [lane for lane in self._lanes if lane.seats]
+
+    def _scatter(self, lane, without=()):
+        """A lane that broke: its rows wait, and go on from the tokens they have."""
+        self._send_back([seat for seat in lane.seats if seat not in without])
+        lane.clear()
+        self._lanes = [other for other in self._lanes if other is not lane]
+
+    def _send_back(self, seats):
+        with self._changed:
+            for seat in seats:
+                seat.pairs = None
+            self._waiting = [*seats, *self._waiting]
 
     def _halve(self, seats, problem):
         """Half of the rows wait until others have ended, and go on from the tokens they have."""
         self._prefixes.shrink(0)
-        decoding = [seat for lane in self._lanes for seat in lane.seats]
-        reading = [seat for seat in seats if seat not in decoding]
+        decoding = self._decoding()
+        reading = [seat for seat in seats if seat not in decoding and not seat.left]
         active = len(decoding) + len(reading)
         if active == 1:
             self._fail(seats, f"this row does not fit in memory: {problem}")
@@ -278,10 +312,7 @@ class Joining:
             self._most_now = max(1, active // 2)
             back = reading or seats[len(seats) // 2 :]
             self._set_down(back)
-            with self._changed:
-                for seat in back:
-                    seat.pairs = None
-                self._waiting = [*back, *self._waiting]
+            self._send_back([seat for seat in back if seat not in self._waiting])
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

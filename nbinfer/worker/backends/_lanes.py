@@ -20,6 +20,7 @@ class Seat:
         self.emit = emit
         self.pairs = None  # keys and values that are known of it
         self.waited = False  # for a row that begins alike
+        self.admitted = False
         self.left = False
         self._cancelled = cancelled
 
@@ -96,38 +97,43 @@ class Lane:
         return -more if more < 0 else more * len(self.seats)
 
     def join(self, seats):
+        """Rows come to the others; layer by layer, so that memory is that of one layer more.
+
+        An exception on the way leaves the lane useless: ``clear`` it.
+        """
         width = max(self.width, *(_prefixes.length(seat.pairs) for seat in seats))
         cache, mask = _prefixes.stacked([seat.pairs for seat in seats], width)
         if self.seats:
             more = width - self.width
             mask = torch.cat([pad(self.mask, (more, 0)), mask])
-            layers = []
             for own, new in zip(self.cache.layers, cache.layers, strict=True):
-                both = ((own.keys, new.keys), (own.values, new.values))
-                layers.append([torch.cat([pad(o, (0, 0, more, 0)), n]) for o, n in both])
-            cache = _prefixes.cache_of(layers)
+                own.keys = torch.cat([pad(own.keys, (0, 0, more, 0)), new.keys])
+                own.values = torch.cat([pad(own.values, (0, 0, more, 0)), new.values])
+                new.keys = new.values = None
+            cache = self.cache
         for seat in seats:
             seat.pairs = None
         self._set([*self.seats, *seats], cache, mask)
 
     def part(self, leaving):
-        """Rows leave, and with the longest its padding of the others."""
+        """Rows leave, and with the longest its padding of the others; as ``join`` does."""
         places = [i for i, seat in enumerate(self.seats) if seat not in leaving]
         if not places:
-            self._set([], None, None)
+            self.clear()
             return
         where = torch.tensor(places, device=self.mask.device)
         mask = self.mask[where]
         first = int(mask.any(0).int().argmax())
-        layers = [
-            (layer.keys[where, :, first:], layer.values[where, :, first:])
-            for layer in self.cache.layers
-        ]
-        seats = [self.seats[i] for i in places]
-        self._set(seats, _prefixes.cache_of(layers), mask[:, first:])
+        for layer in self.cache.layers:
+            here = where.to(layer.keys.device)
+            layer.keys = layer.keys[here, :, first:]
+            layer.values = layer.values[here, :, first:]
+        self._set([self.seats[i] for i in places], self.cache, mask[:, first:])
+
+    def clear(self):
+        self._set([], None, None)
 
     def _set(self, seats, cache, mask):
-        """All at once, so that memory that runs out leaves the lane as it was."""
         self.seats, self.cache, self.mask = seats, cache, mask
         self.sampler = Sampler([seat.row for seat in seats])
 

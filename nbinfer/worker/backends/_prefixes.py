@@ -17,10 +17,12 @@ LEAST = 16  # a shorter prefix is computed again: looking after it costs as much
 def cut(cache, mask, place):
     """A row's keys and values out of a batch's cache, copied; ``mask`` is ``[rows, tokens]``."""
     where = mask[place].nonzero().squeeze(-1)
-    return [
-        (layer.keys[place].index_select(1, where), layer.values[place].index_select(1, where))
-        for layer in cache.layers
-    ]
+    found = []
+    for layer in cache.layers:
+        here = where.to(layer.keys.device)  # layers may be on several devices
+        keys, values = layer.keys[place], layer.values[place]
+        found.append((keys.index_select(1, here), values.index_select(1, here)))
+    return found
 
 
 def length(pairs):
