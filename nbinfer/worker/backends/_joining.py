@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import inspect
 import threading
 import traceback
 from collections import Counter
 
 import torch
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from nbinfer.worker.backends import _prefixes
-from nbinfer.worker.backends._lanes import Lane, Prefill, Seat
+from nbinfer.worker.backends._lanes import Lane, Prefill, Seat, nobody
 from nbinfer.worker.backends._memory import end_thread_team, out_of_memory
 from nbinfer.worker.backends._passes import Abandoned, Pass
 from nbinfer.worker.backends._sampling import Sampler
@@ -316,18 +313,3 @@ class Joining:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def nobody(seats):
-    """Whether nobody waits for any of them."""
-    return all(seat.over for seat in seats)
-
-
-def plain_cache(model):
-    """Whether its cache is keys and values of every token for every layer, and no more."""
-    wanted = {"cache", "attention_mask", "position_ids"}
-    if not wanted.issubset(inspect.signature(model.forward).parameters):
-        return False
-    layers = DynamicCache(config=model.config).layers
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
-    return len(layers) == count and all(type(layer) is DynamicLayer for layer in layers)

@@ -33,6 +33,11 @@ class Seat:
         return self.row.done or self._cancelled(self.row.request)
 
 
+def nobody(seats):
+    """Whether nobody waits for any of them."""
+    return all(seat.over for seat in seats)
+
+
 class Prefill:
     """Rows of one run and adapter whose prompts are read together."""
 

@@ -5,6 +5,7 @@ A row's are a list of pairs by layer, each ``[heads, tokens, width]``, without p
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 
 import torch
@@ -58,6 +59,16 @@ def cache_of(layers):
         layer.keys, layer.values = keys, values
         cache.layers.append(layer)
     return cache
+
+
+def plain_cache(model):
+    """Whether its cache is keys and values of every token for every layer, and no more."""
+    wanted = {"cache", "attention_mask", "position_ids"}
+    if not wanted.issubset(inspect.signature(model.forward).parameters):
+        return False
+    layers = DynamicCache(config=model.config).layers
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    return len(layers) == count and all(type(layer) is DynamicLayer for layer in layers)
 
 
 def shared(one, other, least=0):

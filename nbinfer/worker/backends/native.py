@@ -25,7 +25,7 @@ from nbinfer.worker.backends._assistant import OPTIONS, Assistant
 from nbinfer.worker.backends._batch import Batch
 from nbinfer.worker.backends._derive import derive
 from nbinfer.worker.backends._grammar import Grammar
-from nbinfer.worker.backends._joining import Joining, plain_cache
+from nbinfer.worker.backends._joining import Joining
 from nbinfer.worker.backends._loading import load_model, load_tokenizer, precision
 from nbinfer.worker.backends._memory import (
     Room,
@@ -34,7 +34,7 @@ from nbinfer.worker.backends._memory import (
     out_of_memory,
 )
 from nbinfer.worker.backends._passes import Abandoned, Passes
-from nbinfer.worker.backends._prefixes import Prefixes
+from nbinfer.worker.backends._prefixes import Prefixes, plain_cache
 from nbinfer.worker.backends._rows import Row
 from nbinfer.worker.backends._sampling import Sampler
 
