@@ -32,9 +32,7 @@ class Batch(Pass):
         for row, tokens in zip(self._rows, new, strict=True):
             for token in tokens:
                 if not row.done:
-                    row.take(token, self._emit)
-                    if row.done:
-                        row.finish(self._emit)
+                    row.advance(token, self._emit)
         done = [row.done or self._cancelled(row.request) for row in self._rows]
         return torch.tensor(done, device=input_ids.device)
 

@@ -186,9 +186,7 @@ class Joining:
     def _choose(seats, scores, sampler):
         for seat, token in zip(seats, sampler(None, scores).argmax(-1).tolist(), strict=True):
             if not seat.over:
-                seat.row.take(token, seat.emit)
-                if seat.row.done:
-                    seat.row.finish(seat.emit)
+                seat.row.advance(token, seat.emit)
 
     # ------------------------------------------------------------------- who comes and goes
 

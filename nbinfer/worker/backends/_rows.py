@@ -34,6 +34,7 @@ class Row:
         self.limit = limit
         self.stop_ids = stop_ids
         self.reason = None
+        self.problem = None  # an exception that its own parameters caused
         self.adapter = None
         self.cached = 0
         self.assisted = False
@@ -72,6 +73,19 @@ class Row:
             elif len(self.made) >= self.limit:
                 text, self.reason = text + self._stops.rest(), "length"
         emit.token(self.request, text)
+
+    def advance(self, token, emit):
+        """Take a token, and answer if it is the last. What goes wrong is this row's error alone."""
+        try:
+            if self.problem is not None:
+                raise self.problem
+            self.take(token, emit)
+        except Exception as error:  # of a grammar or a tokenizer
+            self.reason = "error"
+            emit.failed(self.request, f"{type(error).__name__}: {error}")
+            return
+        if self.done:
+            self.finish(emit)
 
     def finish(self, emit, reason=None):
         fields = {"prompt_tokens": len(self.ids), "cached_tokens": self.cached}

@@ -37,10 +37,13 @@ class Sampler(LogitsProcessor):
     def __call__(self, input_ids, scores):
         for number, row in enumerate(self._rows):
             if not row.done:
-                self._keep_logprobs(row, scores[number])
-                _penalise(row, scores[number])
-                if row.grammar is not None:
-                    row.grammar.mask(scores[number])
+                try:
+                    self._keep_logprobs(row, scores[number])
+                    _penalise(row, scores[number])
+                    if row.grammar is not None:
+                        row.grammar.mask(scores[number])
+                except Exception as error:  # of one row, not of its batch
+                    row.problem = error
         for key, numbers in self._groups.items():
             part = scores[numbers]
             for warper in self._warpers[key]:
