@@ -113,8 +113,8 @@ class LocalEngine(InferenceEngine):
         tokenizer = params.tokenizer_name
         if tokenizer is not None and Path(tokenizer).expanduser().is_dir():
             tokenizer = str(Path(tokenizer).expanduser())
-        message = {
-            "path": str(model.path),
+        return {
+            **self._place(model),
             "n_ctx": params.model_max_length,
             "dtype": params.torch_dtype_str,
             "tokenizer": tokenizer,
@@ -123,6 +123,11 @@ class LocalEngine(InferenceEngine):
             "compile": params.compile,
             "facts": model.to_dict(),
         }
+
+    @staticmethod
+    def _place(model: models.ResolvedModel) -> dict[str, Any]:
+        """Where a backend finds a model, or what it has to convert."""
+        message: dict[str, Any] = {"path": str(model.path)}
         if model.derived_from:
             message["derive_from"] = model.derived_from
             message["mark"] = {"sha256": model.sha256}

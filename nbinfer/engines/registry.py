@@ -126,9 +126,11 @@ _SPECS = {
             "Hugging Face Transformers: every model, for prototypes and debugging",
             library="transformers",
             capabilities=Capabilities(
-                generation=FULL | {"num_beams"},
+                generation=FULL | {"num_beams", "adapter"},
                 model=frozenset(
                     {
+                        "adapter_model",
+                        "adapters",
                         "model_revision",
                         "tokenizer_name",
                         "tokenizer_kwargs",
@@ -146,8 +148,9 @@ _SPECS = {
                 tool_choice=CALLS,
                 features=frozenset(
                     {
-                        *("streaming", "cpu", "gguf", "safetensors", "quantization", "exec"),
-                        *("tools", "reasoning"),
+                        *("streaming", "continuous_batching", "prefix_caching", "cpu"),
+                        *("gguf", "safetensors", "quantization", "adapters", "speculative"),
+                        *("exec", "tools", "reasoning"),
                     }
                 ),
             ),
