@@ -23,6 +23,7 @@ from nbinfer.worker.backends._passes import Abandoned, Pass
 from nbinfer.worker.backends._sampling import Sampler
 
 IDLE_CHUNK, BUSY_CHUNK = 2048, 512  # of all rows in one pass; the second while others decode
+CANCEL_S = 0.1  # how soon a cancel is heard while others' rows are in a pass
 WAIT_FOR = 32  # tokens that another row is about to read: worth waiting for it
 # Padding of a lane costs as much as another lane's pass, which reads the weights: a padded token's
 # keys and values are read and copied a few times.
@@ -64,7 +65,9 @@ class Joining:
         with self._changed:
             self._waiting += seats
             self._changed.notify_all()
-            self._changed.wait_for(lambda: all(seat.left for seat in seats))
+            # A cancel does not wait for a pass that others compute.
+            while not all(seat.left or seat.over for seat in seats):
+                self._changed.wait(CANCEL_S)
 
     # ------------------------------------------------------------------------ the thread
 
