@@ -35,8 +35,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from nbinfer.worker.backends._derive import derive
-from nbinfer.worker.backends._vllm_load import cause, engine_arguments, telling_stages
+from nbinfer.worker.backends._vllm_load import cause, derive_all, engine_arguments, telling_stages
 from nbinfer.worker.backends._vllm_lora import Adapters
 from nbinfer.worker.backends._vllm_prompts import Prompts
 from nbinfer.worker.backends._vllm_words import worded
@@ -57,8 +56,7 @@ class Backend:
     slots = 1
 
     def load(self, model, stage):
-        if model.get("derive_from"):
-            derive(model["derive_from"], model["path"], model["mark"], stage)
+        derive_all(model, stage)
         self._tool_calls = None
         if model.get("tool_call_parser"):  # it imports vLLM's server
             from nbinfer.worker.backends._vllm_tools import reader
@@ -236,6 +234,13 @@ class Answer:
         }
         if self._top is not None:
             fields["logprobs"] = self._logprobs
+        drafts = made.spec_decode_metrics
+        if drafts is not None:
+            told = drafts.to_dict()
+            fields["speculative"] = {
+                "drafted_tokens": told["num_draft_tokens"],
+                "accepted_tokens": told["num_accepted_draft_tokens"],
+            }
         reason = FINISH.get(made.finish_reason)
         if reason is None:
             self._emit.failed(self._request, f"vLLM ended the answer with {made.finish_reason!r}")
