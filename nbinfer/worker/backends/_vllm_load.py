@@ -80,6 +80,7 @@ def engine_arguments(model):
         "dtype": model.get("dtype") or "auto",
         "disable_log_stats": False,  # it fills RequestOutput.metrics
         "enable_prefix_caching": True,
+        "structured_outputs_config": _structured(options.pop("structured_outputs_config", None)),
         "seed": 0,
     }
     notes = {}
@@ -118,6 +119,20 @@ def _on_cpu(model, options):
         "max_num_batched_tokens": CPU_BATCHED_TOKENS,
         "dtype": dtype,
     }
+
+
+def _structured(given):
+    """Which library guides decoding.
+
+    Left to itself vLLM chooses by the request, and its core keeps the first one's choice for all:
+    a schema that the next should refuse is then half obeyed, in silence. This one refuses what it
+    cannot hold, and is native's too.
+    """
+    from vllm.config import StructuredOutputsConfig
+
+    if given is None or isinstance(given, dict):
+        return StructuredOutputsConfig(**{"backend": "guidance", **(given or {})})
+    return given
 
 
 def _check_quantization(name):

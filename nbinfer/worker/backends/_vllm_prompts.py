@@ -8,13 +8,12 @@ import re
 import threading
 
 from vllm.inputs import TextPrompt
-from vllm.multimodal.media.connector import MediaConnector
 from vllm.multimodal.media.image import ImageMediaIO
 from vllm.renderers import ChatParams
 
+from nbinfer.worker.backends._images import image_bytes
 from nbinfer.worker.backends._toolform import for_template
-
-IMAGE_TIMEOUT_S = 30  # to fetch one from its URL
+from nbinfer.worker.backends._vllm_words import worded
 
 
 class Prompts:
@@ -28,7 +27,6 @@ class Prompts:
         processor = self._renderer.mm_processor
         limits = processor.info.allowed_mm_limits if processor is not None else {}
         self._most_images = limits.get("image", 0)
-        self._connector = MediaConnector()
 
     @property
     def reads_images(self):
@@ -119,18 +117,14 @@ class Prompts:
     def _part(self, part, numbers):
         if not _is_image(part):
             return part
-        number, url = next(numbers), part["image_url"]["url"]
+        number = next(numbers)
         try:
-            found = self._connector.load_from_url(
-                url, ImageMediaIO(), fetch_timeout=IMAGE_TIMEOUT_S
-            )
-        except Exception as error:
-            words = str(error).strip().splitlines() or [type(error).__name__]
-            # What comes after the ? of an address may be a key.
-            why = re.sub(r"\?\S+", "?...", words[0])
-            where = "" if url.startswith("data:") else f" ({url.partition('?')[0]:.200})"
-            raise ValueError(f"image {number} of the prompt{where} cannot be read: {why}") from None
-        return {"type": "image_pil", "image_pil": found.media}
+            image = ImageMediaIO().load_bytes(image_bytes(part["image_url"]["url"])).media
+        except Exception as error:  # Pillow's are of many kinds
+            # Pillow says where its bytes are in memory.
+            why = re.sub(r" <_io\.BytesIO object at \w+>", "", worded(error))
+            raise ValueError(f"image {number} of the prompt cannot be read: {why}") from None
+        return {"type": "image_pil", "image_pil": image}
 
 
 def _parts(message):
