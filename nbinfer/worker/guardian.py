@@ -16,6 +16,8 @@ import signal
 import sys
 import time
 
+from nbinfer.worker import leftovers
+
 PATIENCE_S = 10.0
 
 
@@ -44,10 +46,15 @@ def start():
 
 
 def end_session(session):
-    """SIGKILL to every other process of a session, until none is left."""
+    """SIGKILL to every other process of a session, until none is left, nor its shared memory."""
     deadline = time.monotonic() + PATIENCE_S
-    while kill_others(session) and time.monotonic() < deadline:
+    held = set()
+    while time.monotonic() < deadline:
+        held |= leftovers.held(others(session))
+        if not kill_others(session):
+            break
         time.sleep(0.01)
+    leftovers.remove(held)
 
 
 def kill_others(session):

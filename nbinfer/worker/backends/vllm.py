@@ -243,7 +243,9 @@ class Answer:
             }
         reason = FINISH.get(made.finish_reason)
         if reason is None:
-            self._emit.failed(self._request, f"vLLM ended the answer with {made.finish_reason!r}")
+            # A form that its core could not compile, for one: the others go on.
+            why = f"vLLM ended the answer with {made.finish_reason!r}; %engine logs vllm says why"
+            self._emit.failed(self._request, why)
         else:
             found = self._calls and self._calls.read("".join(self._request.pieces))
             if found:
