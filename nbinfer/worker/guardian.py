@@ -46,25 +46,25 @@ def start():
 
 
 def end_session(session):
-    """SIGKILL to every other process of a session, until none is left, nor its shared memory."""
+    """SIGKILL to every other process of a session, until none is left."""
     deadline = time.monotonic() + PATIENCE_S
-    held = set()
-    while time.monotonic() < deadline:
-        held |= leftovers.held(others(session))
-        if not kill_others(session):
-            break
+    while kill_others(session) and time.monotonic() < deadline:
         time.sleep(0.01)
-    leftovers.remove(held)
 
 
 def kill_others(session):
-    """SIGKILL to every other process of a session; returns how many there were."""
+    """SIGKILL to every other process of a session; returns how many there were.
+
+    Their shared memory, and this one's, goes with them.
+    """
     found = others(session)
+    held = leftovers.held([*found, os.getpid()])
     for pid in found:
         try:
             os.kill(pid, signal.SIGKILL)
         except OSError:
             continue
+    leftovers.remove(held)
     return len(found)
 
 

@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterable
 
 PLACE = "/dev/shm/"
-# As multiprocessing, torch and NCCL name theirs; whatever else is mapped is somebody else's.
-NAMES = ("psm_", "sem.mp-", "torch_", "nccl-")
+# As multiprocessing, torch, NCCL and vLLM name theirs; whatever else is mapped is somebody else's.
+NAMES = ("psm_", "sem.mp-", "torch_", "nccl-", "vllm_dist_")
 
 
 def held(pids: Iterable[int]) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from nbinfer import (
     Conversation,
@@ -48,12 +50,13 @@ def asked(*images, text=QUESTION):
 
 
 def test_an_image_is_the_same_however_it_is_given(engine, tmp_path):
-    """One batch: by bytes, path, address and data; and another image among them."""
+    """One batch: by bytes, path, address, data and picture; and another image among them."""
     red, path = png(RED), tmp_path / "red.png"
     path.write_bytes(red)
+    picture = Image.open(io.BytesIO(red))
     data = "data:image/png;base64," + base64.b64encode(red).decode()
     with served({"/red.png": red}) as address:
-        given = [red, path, str(path), f"{address}/red.png?size=1", data, png(BLUE)]
+        given = [red, path, str(path), f"{address}/red.png?size=1", data, picture, png(BLUE)]
         frame = engine.infer([asked(image) for image in given], PARAMS)
     assert frame["error"].isna().all(), frame["error"].tolist()
     *same, other = frame["output"]
@@ -103,7 +106,7 @@ def test_a_prefix_is_another_images_only_where_it_is_the_same_image(engine):
 def test_what_is_no_image_is_that_rows_error(engine):
     with served({"/text.png": b"hello"}) as address:
         bad = {
-            b"hello": "image 1 of the prompt cannot be read: .*cannot identify image file$",
+            b"hello": "these bytes are no image",
             png(RED)[:60]: "image 1 of the prompt cannot be read",
             f"{address}/text.png": "image 1 .* cannot identify image file$",
             f"{address}/none.png?key=abc": rf"image 1 .*{address}/none.png answers 404",
