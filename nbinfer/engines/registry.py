@@ -191,6 +191,8 @@ _SPECS = {
                         "vision",
                         "tools",
                         "reasoning",
+                        "tensor_parallel",
+                        "speculative",
                     }
                 ),
             ),

@@ -24,7 +24,7 @@ from nbinfer import (
     RunInterrupted,
     settings,
 )
-from nbinfer.worker.host import session_pids
+from nbinfer.worker.sessions import session_pids
 
 from ..conftest import eventually
 from ..kernel import Kernel

@@ -10,14 +10,12 @@ from vllm.entrypoints.launchers.api_server.entry import run_server
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from nbinfer.worker.backends._derive import derive
-from nbinfer.worker.backends._vllm_load import cause, engine_arguments, telling_stages
+from nbinfer.worker.backends._vllm_load import cause, derive_all, engine_arguments, telling_stages
 
 
 def serve(message, stage):
     model, where = message["model"], message["where"]
-    if model.get("derive_from"):
-        derive(model["derive_from"], model["path"], model["mark"], stage)
+    derive_all(model, stage)
     args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
     # vLLM's own flags of a server are not among the engine's arguments.
     own = {k: model["options"].pop(k) for k in list(model["options"]) if _of_server(k, args)}
