@@ -70,21 +70,60 @@ def torchvision(tmp_path):
 
 def test_operators_that_no_library_declares_are_declared(torchvision):
     place = torchvision("print('no library')")
-    code = (
-        "import torchvision; print([f for f in sys.meta_path if f.__class__.__name__ == 'Finder'])"
-    )
+    code = "import torchvision; print([f.name for f in sys.meta_path if hasattr(f, 'then')])"
     assert python(code, path=place) == [
         "no library",
         "declared nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
         "declared qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
         "registers None None",
-        "[]",
+        "['sglang.srt.lora.layers', 'sglang.srt.lora.backend.torch_backend']",  # not asked for
     ]
 
 
 def test_operators_of_torchvisions_own_library_are_left_alone(torchvision):
     place = torchvision("torch.ops.torchvision.nms = torch.ops.torchvision.qnms = 'its own'")
     assert python("import torchvision", path=place) == ["registers its own its own"]
+
+
+PINS = """
+class Tensor:
+    def pin_memory(self, device=None): raise RuntimeError("Cannot access accelerator device")
+class accelerator:
+    is_available = staticmethod(lambda: {available})
+def made(what, pin_memory=False, dtype=None):
+    if pin_memory and not accelerator.is_available(): raise RuntimeError("pin_memory=True")
+    print(what, pin_memory, dtype)
+    return Tensor()
+tensor = zeros = made
+"""
+LORA = """
+import torch
+def layer():
+    torch.tensor([1], pin_memory=True, dtype="int32")
+    return torch.zeros((2,), pin_memory=True)
+"""
+
+
+@pytest.mark.parametrize("available", [False, True])
+def test_memory_is_pinned_where_there_is_a_gpu_to_copy_to(tmp_path, available):
+    """In the real torch an accelerator cannot be had here: the calls as far as the shim goes."""
+    package = tmp_path / "sglang" / "srt" / "lora"
+    package.mkdir(parents=True)
+    (tmp_path / "torch.py").write_text(PINS.replace("{available}", str(available)))
+    (package / "layers.py").write_text(LORA)
+    code = """
+from sglang.srt.lora import layers
+made = layers.layer()
+try: print(made.pin_memory() is made)
+except RuntimeError as error: print(error)
+print(layers.torch.Tensor is sys.modules["torch"].Tensor)
+"""
+    assert python(code, path=tmp_path) == [
+        f"[1] {available} int32",
+        f"(2,) {available} None",
+        "Cannot access accelerator device" if available else "True",
+        "True",
+    ]
 
 
 def test_the_hooks_import_nothing_heavy_and_take_nothing_back(tmp_path, monkeypatch):
