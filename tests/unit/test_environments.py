@@ -461,7 +461,7 @@ def test_doctor_says_where_it_is_or_what_to_run(home, monkeypatch):
     made = environments.install("tiny")
     assert line()[0]
     assert made.python in line()[1]
-    monkeypatch.setitem(RECIPES, "tiny", replace(TINY, requirements=("tinylib>=1",)))
+    monkeypatch.setitem(RECIPES, "tiny", replace(TINY, requirements=("tinylib>=0.5",)))
     good, _, advice = line()
     assert (good, "nbinfer install tiny makes it anew" in advice) == (False, True)
     monkeypatch.setenv("NBINFER_PYTHON_TINY", "/nowhere")
