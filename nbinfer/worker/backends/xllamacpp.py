@@ -268,8 +268,8 @@ class Backend:
                 "force one by tool_choice='required' or a name, or give another template in "
                 "ModelParams(chat_template=...)"
             )
-        # A forced call is held to its schema: llama.cpp takes no names and says nothing, and its
-        # own grammar of a required call leaves a small model room to make none.
+        # A forced call is held to its schema: llama.cpp takes no names and says nothing, and where
+        # it was told that one is required, in a template's own form, none was seen to come.
         body["messages"], tools = for_template(
             messages, tools, self._template, in_text=choice != "auto"
         )
