@@ -118,6 +118,7 @@ class RemoteVLLMInferenceEngine(AdapterServer):
     name = "remote-vllm"
     default_url = "http://localhost:8000"
     library = "vllm"
+    most: ClassVar[Mapping[str, float]] = {"temperature": 2.0}
     own_server = "vllm"
 
     def wire(self) -> VLLMWire:

@@ -173,6 +173,7 @@ class SGLangInferenceEngine(AdapterServer):
     name = "sglang"
     default_url = "http://localhost:30000"
     library = "sglang"
+    most: ClassVar[Mapping[str, float]] = {"repetition_penalty": 2.0}
     own_server = "sglang"
 
     def wire(self) -> SGLangWire:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from .. import gpu, models, settings
 from ..config import GenerationParams, ModelParams
@@ -76,6 +76,7 @@ class VLLMInferenceEngine(PeftAdapters):
     name = "vllm"
     backend = "vllm"
     recipe = "vllm"
+    most: ClassVar[Mapping[str, float]] = {"temperature": 2.0}
     computes_on_gpu = True
     model_options = (
         "gpu_memory_utilization",

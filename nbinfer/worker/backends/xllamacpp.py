@@ -235,8 +235,6 @@ class Backend:
                 {"id": i, "scale": float(a["name"] == wanted)} for i, a in enumerate(self._adapters)
             ]
         guided = given.get("guided_decoding") or {}
-        if given.get("tools") and knows(self._template, "tools"):
-            guided = {}  # a forced call has llama.cpp's own form then
         if guided.get("grammar"):
             body["grammar"] = guided["grammar"]
         elif guided.get("choice"):
@@ -270,12 +268,13 @@ class Backend:
                 "force one by tool_choice='required' or a name, or give another template in "
                 "ModelParams(chat_template=...)"
             )
-        body["messages"], tools = for_template(messages, tools, self._template)
+        # A forced call is held to its schema: llama.cpp takes no names and says nothing, and where
+        # it was told that one is required, in a template's own form, none was seen to come.
+        body["messages"], tools = for_template(
+            messages, tools, self._template, in_text=choice != "auto"
+        )
         if tools:
-            # llama.cpp takes no names, and says nothing: it is given the one tool.
-            named = [t for t in tools if t["function"]["name"] == choice]
-            body["tools"] = named or tools
-            body["tool_choice"] = "required" if named else choice
+            body.update(tools=tools, tool_choice=choice)
 
     def close(self):
         # The process ends next, and the system takes everything back faster than a
