@@ -221,6 +221,7 @@ RECIPES = {
                 "bitsandbytes>=0.50",
                 "llguidance>=1.9",
                 "peft>=0.21",
+                "pillow>=11",
                 # Tokenizers of many models: 3 MB together.
                 "sentencepiece>=0.2",
                 "tiktoken>=0.9",
