@@ -29,7 +29,7 @@ ENGINES = {"xllamacpp", "torch", "transformers", "vllm", "llama_cpp"}
 STACKS = [
     {"xllamacpp"},
     {"llama_cpp", "numpy"},
-    {"transformers", "torch", "tokenizers", "llguidance", "numpy"},
+    {"transformers", "torch", "tokenizers", "llguidance", "numpy", "peft", "safetensors", "gguf"},
     {"vllm", "transformers"},
     {"sglang"},
 ]

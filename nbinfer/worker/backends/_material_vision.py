@@ -14,6 +14,7 @@ import os
 
 import gguf
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -74,8 +75,22 @@ def main(folder, source):
         _fit(model, tokenizer)
     model.generation_config = text.generation_config
     model.save_pretrained(folder)
+    _name_as_the_hub(os.path.join(folder, "model.safetensors"))
     _save_processor(folder, tokenizer)
     _save_mmproj(model, os.path.join(folder, "mmproj.gguf"))
+
+
+def _name_as_the_hub(path):
+    """The tower's weights under the names of the hub's checkpoints, the only ones vLLM knows.
+
+    Transformers reads both, and since 5.0 writes a SigLIP without its ``vision_model``.
+    """
+    tower = "vision_tower."
+    weights = {
+        name if "vision_model" in name else name.replace(tower, f"{tower}vision_model."): value
+        for name, value in load_file(path).items()
+    }
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 def _config(text, tokenizer):
