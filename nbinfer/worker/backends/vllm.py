@@ -91,7 +91,7 @@ class Backend:
             "max_num_seqs": self.slots,
             "enforce_eager": config.model_config.enforce_eager,
             "quantization": config.model_config.quantization,
-            "model": {"precision": precision(config.model_config)},
+            "model": {"precision": precision(config.model_config, model["facts"]["precision"])},
             **notes,
         }
 
@@ -282,6 +282,9 @@ def sampling(given, *, stream):
     )
 
 
-def precision(config):
-    """``float32``, ``awq``, ``fp8``: what the weights are."""
-    return config.quantization or str(config.dtype).removeprefix("torch.")
+def precision(config, told):
+    """``float32``, ``awq-4bit``, ``fp8``: what the weights are; ``told`` is what the files say."""
+    if not config.quantization:
+        return str(config.dtype).removeprefix("torch.")
+    stored = getattr(config.hf_config, "quantization_config", None)
+    return told if stored and told else config.quantization
