@@ -138,6 +138,15 @@ def test_a_checkpoint_of_fewer_bits(bits, tmp_path):
     assert facts["engine_facts"]["quantization"] == "compressed-tensors"
 
 
+@pytest.mark.skipif(bool(gpu.visible()), reason="what a machine without a GPU says")
+def test_a_quantization_without_a_kernel_here_says_what_there_is():
+    folder = materials.get("tensor_parallel")
+    with pytest.raises(
+        LoadError, match=r"cannot run this quantization.*'fp8_per_channel' are made"
+    ):
+        engine(folder, quantization="mxfp8").load()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not gpu.visible(), reason="vLLM's kernels for it are for GPUs")
 def test_eight_bits_of_floating_point_made_at_the_load():
