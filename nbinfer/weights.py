@@ -224,7 +224,12 @@ def _precision(path: Path, weights: Sequence[str]) -> str | None:
 
 def _quantization(config: Mapping[str, Any]) -> str:
     method = str(config.get("quant_method") or "quantized")
-    bits = config.get("bits")
+    bits = config.get("bits", config.get("w_bit"))
+    if bits is None:  # compressed-tensors has them by groups of layers
+        groups = config.get("config_groups")
+        parts = [g.get("weights") for g in groups.values()] if isinstance(groups, dict) else []
+        found = {p.get("num_bits") for p in parts if isinstance(p, dict)}
+        bits = found.pop() if len(found) == 1 else None
     if bits is None:
         bits = 4 if config.get("load_in_4bit") else 8 if config.get("load_in_8bit") else None
     return f"{method}-{bits}bit" if isinstance(bits, int) else method

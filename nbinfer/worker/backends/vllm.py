@@ -31,11 +31,12 @@ os.environ.setdefault("NO_COLOR", "1")
 
 import vllm
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMError
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from nbinfer.worker.backends._vllm_load import cause, derive_all, engine_arguments, telling_stages
+from nbinfer.worker.backends._vllm_load import derive_all, engine_arguments, telling_stages, why
 from nbinfer.worker.backends._vllm_lora import Adapters
 from nbinfer.worker.backends._vllm_prompts import Prompts
 from nbinfer.worker.backends._vllm_words import worded
@@ -67,7 +68,7 @@ class Backend:
             try:
                 self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
             except Exception as error:
-                raise RuntimeError(cause(error)) from error
+                raise RuntimeError(why(error, model)) from error
         config = self._llm.vllm_config
         self.slots = config.scheduler_config.max_num_seqs
         self._tokenizer = self._llm.renderer.tokenizer
@@ -91,7 +92,7 @@ class Backend:
             "max_num_seqs": self.slots,
             "enforce_eager": config.model_config.enforce_eager,
             "quantization": config.model_config.quantization,
-            "model": {"precision": precision(config.model_config)},
+            "model": {"precision": precision(config.model_config, model["facts"]["precision"])},
             **notes,
         }
 
@@ -101,7 +102,7 @@ class Backend:
     async def _try(self):
         """One token: what is made at the first request is not that request's time."""
         greeting = [{"role": "user", "content": "Hello"}]
-        with contextlib.suppress(ValueError):  # a base model has no template
+        with contextlib.suppress(ValueError, VLLMError):  # a base model has no template
             self._prompts.render({"messages": greeting, "params": {}})
         prompt = self._prompts.render({"prompt": "Hello", "params": {}})
         async for _ in self._llm.generate(prompt, SamplingParams(max_tokens=1), "try"):
@@ -133,7 +134,7 @@ class Backend:
             calls = self._calls(request.data)
             if calls is not None:
                 params.skip_special_tokens &= calls.skip_special_tokens
-        except ValueError as error:  # vLLM's own are ValueErrors too
+        except (ValueError, VLLMError) as error:
             emit.failed(request, worded(error))
             return
         if cancelled(request):
@@ -145,7 +146,7 @@ class Backend:
             return  # the scheduler answers for it
         except EngineDeadError:
             self._end()
-        except ValueError as error:
+        except (ValueError, VLLMError) as error:
             emit.failed(request, worded(error))
 
     def _calls(self, data):
@@ -244,8 +245,8 @@ class Answer:
         reason = FINISH.get(made.finish_reason)
         if reason is None:
             # A form that its core could not compile, for one: the others go on.
-            why = f"vLLM ended the answer with {made.finish_reason!r}; %engine logs vllm says why"
-            self._emit.failed(self._request, why)
+            text = f"vLLM ended the answer with {made.finish_reason!r}; %engine logs vllm says why"
+            self._emit.failed(self._request, text)
         else:
             found = self._calls and self._calls.read("".join(self._request.pieces))
             if found:
@@ -282,6 +283,9 @@ def sampling(given, *, stream):
     )
 
 
-def precision(config):
-    """``float32``, ``awq``, ``fp8``: what the weights are."""
-    return config.quantization or str(config.dtype).removeprefix("torch.")
+def precision(config, told):
+    """``float32``, ``awq-4bit``, ``fp8``: what the weights are; ``told`` is what the files say."""
+    if not config.quantization:
+        return str(config.dtype).removeprefix("torch.")
+    stored = getattr(config.hf_config, "quantization_config", None)
+    return told if stored and told else config.quantization
