@@ -1,0 +1,125 @@
+"""What llama.cpp's server core answers: one request's stream of chunks, and its errors."""
+
+from __future__ import annotations
+
+import math
+
+
+class Answer:
+    """The streaming callback of one request. Truthy stops llama.cpp; it must not raise."""
+
+    def __init__(self, request, emit, cells, cancelled):
+        self._request = request
+        self._emit = emit
+        self._cells = cells
+        self.cancelled = cancelled
+        self._logprobs = [] if request.data["params"].get("logprobs") is not None else None
+        self._top = request.data["params"].get("logprobs") or 0
+        self._reason = self._error = None
+        self._usage = {}
+        self._made = 0
+        self._prefilled = 0
+        self.reserved = 0
+        self.needs_more = None
+
+    def start(self, reserved):
+        self.reserved = reserved
+        self.needs_more = None
+        self._prefilled = 0
+
+    def __call__(self, chunk):
+        try:
+            return self._chunk(chunk)
+        except Exception as error:
+            self._error = f"{type(error).__name__}: {error}"
+            return True
+
+    def _chunk(self, chunk):
+        if "error" in chunk or "choices" not in chunk:
+            self._error = describe(chunk.get("error", chunk))
+            return True
+        if self.cancelled():
+            return True
+        progress = chunk.get("prompt_progress")
+        if progress:
+            return self._prompt(progress)
+        self._usage = chunk.get("usage") or self._usage
+        made = chunk.get("timings", {}).get("predicted_n", self._made)
+        for choice in chunk["choices"]:
+            self._reason = choice.get("finish_reason") or self._reason
+            delta = choice.get("delta")
+            text = choice.get("text") if delta is None else delta.get("content")
+            new = max(made - self._made, 1 if text else 0)
+            self._made += new
+            if new:
+                self._emit.token(self._request, text or "", new)
+            if self._logprobs is not None and choice.get("logprobs"):
+                self._logprobs += [self._logprob(t) for t in choice["logprobs"]["content"]]
+        return False
+
+    def _prompt(self, progress):
+        limit = self._request.data["params"]["max_new_tokens"]
+        need = min(progress["total"] + limit, self._cells.total)
+        if need > self.reserved:
+            if not self._cells.enlarge(need - self.reserved):
+                self.needs_more = need
+                return True
+            self.reserved = need
+        done = progress["processed"] - self._prefilled
+        total = progress["total"] if not self._prefilled and not progress["processed"] else 0
+        self._prefilled = progress["processed"]
+        if done or total:
+            self._emit.prefill(self._request, done, total)
+        return False
+
+    def _logprob(self, token):
+        top = token.get("top_logprobs") or []
+        return {
+            "token": token["token"],
+            "id": token.get("id"),
+            "logprob": finite(token["logprob"]),
+            "top": [
+                {"token": t["token"], "id": t.get("id"), "logprob": finite(t["logprob"])}
+                for t in top[: self._top]
+            ],
+        }
+
+    def close(self):
+        """Tell how it ended; what the scheduler can say better is left to it."""
+        usage = self._usage
+        fields = {
+            "prompt_tokens": usage.get("prompt_tokens"),
+            "cached_tokens": (usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
+        }
+        if self._logprobs is not None:
+            fields["logprobs"] = self._logprobs
+        if self._error is not None:
+            self._emit.failed(self._request, self._error)
+        elif self._reason is None and self.cancelled():
+            self._emit.finished(self._request, "cancelled", **fields)
+        elif self._reason is None:
+            self._emit.failed(self._request, "llama.cpp ended the answer without a reason")
+        else:
+            self._emit.finished(
+                self._request,
+                self._reason,
+                output_tokens=usage.get("completion_tokens"),
+                **fields,
+            )
+
+
+def finite(value):
+    """A log probability that JSON can carry; minus infinity becomes ``None``."""
+    return value if math.isfinite(value) else None
+
+
+def describe(error):
+    """One line from llama.cpp's error object."""
+    if not isinstance(error, dict):
+        return str(error)
+    if error.get("type") == "exceed_context_size_error":
+        return (
+            "the prompt has {n_prompt_tokens} tokens and the context is {n_ctx}: shorten it, "
+            'or load the model with a larger model_kwargs={{"n_ctx": ...}}'.format(**error)
+        )
+    return error.get("message") or str(error)
