@@ -11,13 +11,12 @@ import contextlib
 import json
 import os
 import re
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import gguf
+from . import gguf, tensors
 from .checks import shown
 from .errors import ModelNotFound
 
@@ -34,7 +33,6 @@ __all__ = [
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 # GGUF files that are no language model: a vision projector, a quantizer's statistics.
 _NO_MODEL = re.compile(r"mmproj|^imatrix|imatrix\.gguf$", re.IGNORECASE)
-_MAX_HEADER_BYTES = 25_000_000
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _FORM_NAMES = {
     "gguf": "a .gguf file",
@@ -233,9 +231,6 @@ def _quantization(config: Mapping[str, Any]) -> str:
 def safetensors_dtype(path: str | os.PathLike[str]) -> str | None:
     """The type of most of a safetensors file's bytes, such as ``"bfloat16"``.
 
-    A safetensors file begins with the length of its header, eight bytes little-endian, and
-    the header, JSON: ``{"name": {"dtype", "shape", "data_offsets": [begin, end]}}``.
-
     Returns
     -------
     str or None
@@ -243,16 +238,10 @@ def safetensors_dtype(path: str | os.PathLike[str]) -> str | None:
     """
     share: collections.Counter[str] = collections.Counter()
     try:
-        with Path(path).open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > min(_MAX_HEADER_BYTES, os.fstat(stream.fileno()).st_size):
-                return None
-            header = json.loads(stream.read(length))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                begin, end = tensor["data_offsets"]
-                share[str(tensor["dtype"])] += end - begin
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error):
+        for tensor in tensors.read_header(path)[0].values():
+            begin, end = tensor["data_offsets"]
+            share[str(tensor["dtype"])] += end - begin
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     if not share:
         return None

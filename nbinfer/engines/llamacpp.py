@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from .. import environments, gguf, models, settings
+from .. import adapters, environments, gguf, models, settings
 from ..config import GenerationParams, ModelParams, RemoteParams
-from ..errors import ConfigurationError, LoadError, ModelNotFound
+from ..errors import ConfigurationError, LoadError
+from ..local_run import LocalRun
+from ..notices import notify
 from ..recipes import ACCELERATED
+from ..records import RowRequest
+from ..residents import Plan, Resident, pool
 from .llamacpp_options import BINDINGS, CACHE_TYPES, OPTIONS, check_options
 from .local import LocalEngine, physical_cores
 from .registry import Capabilities
@@ -93,11 +99,9 @@ class LlamaCppInferenceEngine(LocalEngine):
         able = super().capabilities
         if self.binding == "xllamacpp":
             return able
-        # The high-level Llama takes one adapter for all requests, one request at a time.
         return replace(
             able,
-            generation=able.generation - {"adapter"},
-            model=able.model - {"adapters", "chat_template_kwargs"},
+            model=able.model - {"chat_template_kwargs"},
             features=able.features - {"continuous_batching"},
         )
 
@@ -111,37 +115,98 @@ class LlamaCppInferenceEngine(LocalEngine):
     def _device(self, recipe: str) -> str:
         return "gpu" if recipe in ACCELERATED else "cpu"
 
+    # ------------------------------------------------------------------- adapters
+
+    def _adapters(self) -> dict[str, str]:
+        """Adapters by name; ``adapter_model`` is ``default``."""
+        declared = dict(self.model_params.adapters or {})
+        single = self.model_params.adapter_model
+        found = {"default": single, **declared} if single is not None else declared
+        return {name: str(Path(path).expanduser().absolute()) for name, path in found.items()}
+
     def _params(self, given: GenerationParams | None) -> GenerationParams:
         params = super()._params(given)
-        names = [name for name, _ in self._adapters()]
-        if self.binding != "xllamacpp":
-            return params
         if params.adapter is None and self.model_params.adapter_model is not None:
-            return replace(params, adapter=names[0])
-        if params.adapter is not None and params.adapter not in names:
-            declared = ", ".join(map(repr, names)) or "none"
+            return replace(params, adapter="default")
+        if params.adapter is not None and params.adapter not in self._adapters():
+            declared = ", ".join(map(repr, self._adapters())) or "none"
             raise ConfigurationError(
-                f"adapter {params.adapter!r} was not declared when the model was loaded",
+                f"adapter {params.adapter!r} is not among this engine's",
                 hint=f"declared: {declared}; ModelParams(adapters={{name: path}}) declares one",
             )
         return params
 
-    def _adapters(self) -> list[tuple[str, str]]:
-        declared = dict(self.model_params.adapters or {})
-        single = self.model_params.adapter_model
-        if single is not None:
-            return [("default", str(single)), *declared.items()]
-        return list(declared.items())
+    def _row_params(self, params: GenerationParams) -> dict[str, Any]:
+        values = super()._row_params(params)
+        if params.adapter is not None:
+            values["adapter"] = self._adapters()[params.adapter]
+        return values
 
-    def _prepare(self, progress: Callable[[str], None]) -> tuple[dict[str, Any], int]:
+    def plan(self) -> Plan:
+        """What has to be resident: one llama.cpp, with all the adapters that were asked for.
+
+        llama.cpp takes adapters when it loads its model, and none later. So one that has more
+        serves a request with fewer, and one that lacks any is loaded anew with both its own and
+        the new ones: who goes back and forth between two loads twice, not each time.
+        """
+        wanted = {path: adapters.stamp(path) for path in self._adapters().values()}
+        together = dict(wanted)
+        for kin in self._kin():
+            loaded = dict(json.loads(kin.plan.key[-1]))
+            if wanted.items() <= loaded.items():
+                return self._plan(loaded)
+            for path, mark in loaded.items():
+                if mark is not None and adapters.stamp(path) == mark:
+                    together.setdefault(path, mark)
+        return self._plan(together)
+
+    def _plan(self, files: Mapping[str, str | None]) -> Plan:
+        plan = super().plan()
+        listed = json.dumps(sorted(files.items()))
+        prepare = functools.partial(self._prepare, files=list(files))
+        return replace(plan, key=(*self._family(), listed), prepare=prepare)
+
+    def _family(self) -> tuple[str, ...]:
+        """What residents have in common that differ in their adapters alone."""
+        params = self.model_params.to_dict()
+        params.update(adapters=None, adapter_model=None)
+        return self.name, self.backend, json.dumps(params, sort_keys=True)
+
+    def _kin(self) -> list[Resident]:
+        family = self._family()
+        return [
+            r
+            for r in pool.residents()
+            if r.plan.key[:-1] == family and r.state in ("loading", "ready")
+        ]
+
+    def _make_way(self) -> None:
+        """Unload the same model with fewer adapters: two of it are not needed."""
+        plan = self.plan()
+        for kin in self._kin():
+            if kin.plan.key != plan.key and kin.state == "ready" and not kin.busy:
+                notify(f"loading {kin.label} anew, with the adapter that is asked for")
+                pool.unload(kin)
+
+    def load(self) -> Self:
+        self._make_way()
+        return super().load()
+
+    def _open_run(self, requests: Sequence[RowRequest], **options: Any) -> LocalRun:
+        self._make_way()
+        return super()._open_run(requests, **options)
+
+    # --------------------------------------------------------------------- loading
+
+    def _prepare(
+        self, progress: Callable[[str], None], files: Sequence[str] | None = None
+    ) -> tuple[dict[str, Any], int]:
         params, options = self.model_params, dict(self.model_params.model_kwargs)
         options.pop("binding", None)
         model = self._resolve(progress, "gguf")
-        adapters = [{"name": n, "path": str(Path(p).expanduser())} for n, p in self._adapters()]
-        for adapter in adapters:
-            if not Path(adapter["path"]).is_file():
-                raise ModelNotFound(f"no adapter file at {adapter['path']!r}")
         header = _header(model)
+        if files is None:
+            files = list(self._adapters().values())
         n_ctx = self._context(options, header)
         per_token = _cache_bytes(header, options)
         slots, kv_tokens = 1, n_ctx
@@ -154,7 +219,11 @@ class LlamaCppInferenceEngine(LocalEngine):
             "slots": slots,
             "kv_tokens": kv_tokens,
             "n_threads": options.pop("n_threads", None) or physical_cores(),
-            "adapters": adapters,
+            "adapters": [
+                # A broken model is left to the library, which says what is wrong with it.
+                {"source": f, "path": str(adapters.gguf_for(f, header, progress)) if header else f}
+                for f in files
+            ],
             "chat_template": params.chat_template,
             "facts": model.to_dict(),
         }

@@ -8,6 +8,7 @@ generators, after which it is as usable as before.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 
@@ -65,8 +66,7 @@ class Backend:
         options.setdefault("n_gpu_layers", -1)
         # Of the whole answer, as the other engines count, and not of its last 64 tokens.
         options.setdefault("last_n_tokens_size", n_ctx)
-        if model.get("adapters"):
-            options["lora_path"] = model["adapters"][0]["path"]
+        scale = options.pop("lora_scale", 1.0)
         stage("reading {}".format(model["path"].rpartition("/")[2]))
         try:
             self._llama = Watched(
@@ -77,6 +77,7 @@ class Backend:
             )
         except (ValueError, RuntimeError, AssertionError) as error:
             raise RuntimeError(last_error() or str(error)) from None
+        self._adapters = Adapters(self._llama, model.get("adapters") or (), scale)
         self._llama.verbose = False
         if model.get("chat_template"):
             self._llama.chat_handler = Jinja2ChatFormatter(
@@ -117,6 +118,7 @@ class Backend:
             "logit_bias": given.get("logit_bias") or None,
             "grammar": grammar(given.get("guided_decoding")),
         }
+        self._adapters.apply(given.get("adapter"))
         self._llama.answer = answer
         try:
             if "messages" in request.data:
@@ -146,6 +148,40 @@ class Backend:
     def close(self):
         # The process ends next, and the system takes everything back.
         pass
+
+
+class Adapters:
+    """The LoRA adapters that were loaded with the model, at most one of them applied.
+
+    ``Llama`` itself has one for its whole life. The library has a call that changes it, and
+    what is in the KV cache then is another model's.
+    """
+
+    def __init__(self, llama, adapters, scale):
+        self._llama = llama
+        self._scale = scale
+        self._applied = None
+        self._loaded = {}
+        for adapter in adapters:
+            path = adapter["path"].encode("utf-8")
+            handle = llama_cpp.llama_adapter_lora_init(llama._model.model, path)
+            if not handle:
+                raise RuntimeError(last_error() or f"{adapter['source']} could not be loaded")
+            self._loaded[adapter["source"]] = handle
+
+    def apply(self, wanted):
+        if wanted == self._applied:
+            return
+        if wanted is not None and wanted not in self._loaded:
+            raise ValueError(f"the adapter {wanted!r} was not loaded with the model")
+        count = int(wanted is not None)
+        handles = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._loaded.get(wanted))
+        scales = (ctypes.c_float * 1)(self._scale)
+        context = self._llama._ctx.ctx
+        if llama_cpp.llama_set_adapters_lora(context, handles, count, scales):
+            raise RuntimeError(f"llama.cpp could not apply the adapter {wanted!r}")
+        self._applied = wanted
+        self._llama.reset()
 
 
 class Answer:

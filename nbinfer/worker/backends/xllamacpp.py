@@ -38,7 +38,7 @@ class Backend:
     slots = 1
 
     def load(self, model, stage):
-        self._adapters = model.get("adapters") or []
+        self._adapters = [a["source"] for a in model.get("adapters") or ()]
         params = common_params(model)
         self.slots = params.n_parallel
         self._n_ctx = model["n_ctx"]
@@ -94,13 +94,16 @@ class Backend:
         answer.close()
 
     def _lora(self, given):
-        """An adapter is on by default in llama.cpp: each request says which one it wants."""
+        """An adapter is on by default in llama.cpp: each request says which one it wants.
+
+        The library empties a slot's cache when its adapters change.
+        """
+        wanted = given.get("adapter")
+        if wanted is not None and wanted not in self._adapters:
+            raise ValueError(f"the adapter {wanted!r} was not loaded with the model")
         if not self._adapters:
             return None
-        wanted = given.get("adapter")
-        return [
-            {"id": i, "scale": float(a["name"] == wanted)} for i, a in enumerate(self._adapters)
-        ]
+        return [{"id": i, "scale": float(a == wanted)} for i, a in enumerate(self._adapters)]
 
     def close(self):
         # The process ends next, and the system takes everything back faster than a
