@@ -17,6 +17,8 @@ from .tensors import TensorFile
 __all__ = ["CONFIG", "WEIGHTS", "Pair", "PeftAdapter"]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Ways to begin a training that change the model's own weights too.
+_CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
 _MATRIX = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.\w+)?\.weight$")
 # What an adapter may also be or hold, and what it is called: by the key of its config ...
 _OTHER_KINDS = {
@@ -27,6 +29,11 @@ _OTHER_KINDS = {
     "target_parameters": "matrices for the parameters of experts",
     "layer_replication": "layers that are used more than once",
     "alora_invocation_tokens": "an activated LoRA, which begins at certain tokens",
+    "fan_in_fan_out": "layers whose weights lie transposed",
+    "use_qalora": "QALoRA, which pools a layer's inputs",
+    "use_bdlora": "block-diagonal matrices",
+    "arrow_config": "Arrow, which chooses among adapters",
+    "kasa_config": "KaSA, which also scales singular values",
 }
 # ... and by the names of its tensors.
 _OTHER_PARTS = (
@@ -122,6 +129,9 @@ class PeftAdapter:
         for key, what in _OTHER_KINDS.items():
             if config.get(key):
                 raise self._beyond(what, f"{key}={shown(config[key])}")
+        began = config.get("init_lora_weights")
+        if isinstance(began, str) and began.lower().startswith(_CHANGED_BASE):
+            raise self._beyond("a changed model as its base", f"init_lora_weights={shown(began)}")
         if config.get("bias", "none") != "none":
             raise self._beyond("biases", f"bias={shown(config['bias'])}")
         return config

@@ -21,6 +21,7 @@ from .checks import shown
 from .errors import ModelNotFound
 
 __all__ = [
+    "QUANTIZATION",
     "Weights",
     "check_parts",
     "find",
@@ -30,6 +31,12 @@ __all__ = [
     "weight_files",
 ]
 
+# A quantization inside a file's name.
+QUANTIZATION = re.compile(
+    r"(?<![A-Za-z0-9])(?:I?Q[1-9](?:_(?:[01KSML]|X{1,2}[SL]|NL))*|TQ[12]_0|BF16|FP?16|FP?32|"
+    r"MXFP4(?:_MOE)?)(?![A-Za-z0-9])",
+    re.IGNORECASE,
+)
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 # GGUF files that are no language model: a vision projector, a quantizer's statistics.
 _NO_MODEL = re.compile(r"mmproj|^imatrix|imatrix\.gguf$", re.IGNORECASE)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from .. import adapters, environments, gguf, models, settings
+from .. import adapters, environments, gguf, models, projector, settings
 from ..config import GenerationParams, ModelParams, RemoteParams
-from ..errors import ConfigurationError, LoadError
-from ..local_run import LocalRun
-from ..notices import notify
 from ..recipes import ACCELERATED
-from ..records import RowRequest
-from ..residents import Plan, Resident, pool
+from .llamacpp_adapters import AdapterEngine, read_header
 from .llamacpp_options import BINDINGS, CACHE_TYPES, OPTIONS, check_options
-from .local import LocalEngine, physical_cores
+from .local import physical_cores
 from .registry import Capabilities
 
 __all__ = ["LlamaCppInferenceEngine"]
@@ -34,7 +27,7 @@ SHARED_TOKENS = 8192
 OVERHEAD_BYTES = 150_000_000
 
 
-class LlamaCppInferenceEngine(LocalEngine):
+class LlamaCppInferenceEngine(AdapterEngine):
     """llama.cpp's server core in a worker process, with continuous batching.
 
     Parameters
@@ -48,8 +41,16 @@ class LlamaCppInferenceEngine(LocalEngine):
         default up to 8, fewer where memory is short), ``kv_tokens`` (cells of the KV cache
         that all requests share), ``n_batch`` (256: small, so that a cancel is heard soon),
         ``cache_type_k``/``cache_type_v``, ``flash_attn``, ``use_mmap``, ``use_mlock``,
-        ``main_gpu``, ``cache_ram_mib``, ``rope_freq_base``, ``rope_freq_scale``; with the
-        other binding, ``Llama``'s own parameters.
+        ``main_gpu``, ``split_mode`` (``"none"``, ``"layer"``, ``"row"``, ``"tensor"``),
+        ``tensor_split`` (each device's share), ``cache_ram_mib``, ``rope_freq_base``,
+        ``rope_freq_scale``; with the other binding, ``Llama``'s own parameters.
+        ``mmproj``: the projector of a model that reads images; default an ``mmproj*.gguf``
+        beside it, ``False`` for none. ``draft_model`` (a name, as of a model): a small model
+        whose guesses, ``draft_min`` to ``draft_max`` tokens at a time, this one checks; or
+        ``spec_type``, guesses out of the text itself (``"ngram-simple"``, ``"ngram-map-k"``,
+        ``"ngram-map-k4v"``, ``"ngram-mod"``, ``"ngram-cache"``; with the other binding
+        ``"prompt-lookup"``), by what followed the last ``ngram_size`` tokens before.
+        ``adapters``, ``adapter_model``: LoRA folders as PEFT writes them, or GGUF adapters.
     generation_params : GenerationParams, optional
         Defaults for every call.
     binding : str, optional
@@ -115,103 +116,21 @@ class LlamaCppInferenceEngine(LocalEngine):
     def _device(self, recipe: str) -> str:
         return "gpu" if recipe in ACCELERATED else "cpu"
 
-    # ------------------------------------------------------------------- adapters
-
-    def _adapters(self) -> dict[str, str]:
-        """Adapters by name; ``adapter_model`` is ``default``."""
-        declared = dict(self.model_params.adapters or {})
-        single = self.model_params.adapter_model
-        found = {"default": single, **declared} if single is not None else declared
-        return {name: str(Path(path).expanduser().absolute()) for name, path in found.items()}
-
-    def _params(self, given: GenerationParams | None) -> GenerationParams:
-        params = super()._params(given)
-        if params.adapter is None and self.model_params.adapter_model is not None:
-            return replace(params, adapter="default")
-        if params.adapter is not None and params.adapter not in self._adapters():
-            declared = ", ".join(map(repr, self._adapters())) or "none"
-            raise ConfigurationError(
-                f"adapter {params.adapter!r} is not among this engine's",
-                hint=f"declared: {declared}; ModelParams(adapters={{name: path}}) declares one",
-            )
-        return params
-
-    def _row_params(self, params: GenerationParams) -> dict[str, Any]:
-        values = super()._row_params(params)
-        if params.adapter is not None:
-            values["adapter"] = self._adapters()[params.adapter]
-        return values
-
-    def plan(self) -> Plan:
-        """What has to be resident: one llama.cpp, with all the adapters that were asked for.
-
-        llama.cpp takes adapters when it loads its model, and none later. So one that has more
-        serves a request with fewer, and one that lacks any is loaded anew with both its own and
-        the new ones: who goes back and forth between two loads twice, not each time.
-        """
-        wanted = {path: adapters.stamp(path) for path in self._adapters().values()}
-        together = dict(wanted)
-        for kin in self._kin():
-            loaded = dict(json.loads(kin.plan.key[-1]))
-            if wanted.items() <= loaded.items():
-                return self._plan(loaded)
-            for path, mark in loaded.items():
-                if mark is not None and adapters.stamp(path) == mark:
-                    together.setdefault(path, mark)
-        return self._plan(together)
-
-    def _plan(self, files: Mapping[str, str | None]) -> Plan:
-        plan = super().plan()
-        listed = json.dumps(sorted(files.items()))
-        prepare = functools.partial(self._prepare, files=list(files))
-        return replace(plan, key=(*self._family(), listed), prepare=prepare)
-
-    def _family(self) -> tuple[str, ...]:
-        """What residents have in common that differ in their adapters alone."""
-        params = self.model_params.to_dict()
-        params.update(adapters=None, adapter_model=None)
-        return self.name, self.backend, json.dumps(params, sort_keys=True)
-
-    def _kin(self) -> list[Resident]:
-        family = self._family()
-        return [
-            r
-            for r in pool.residents()
-            if r.plan.key[:-1] == family and r.state in ("loading", "ready")
-        ]
-
-    def _make_way(self) -> None:
-        """Unload the same model with fewer adapters: two of it are not needed."""
-        plan = self.plan()
-        for kin in self._kin():
-            if kin.plan.key != plan.key and kin.state == "ready" and not kin.busy:
-                notify(f"loading {kin.label} anew, with the adapter that is asked for")
-                pool.unload(kin)
-
-    def load(self) -> Self:
-        self._make_way()
-        return super().load()
-
-    def _open_run(self, requests: Sequence[RowRequest], **options: Any) -> LocalRun:
-        self._make_way()
-        return super()._open_run(requests, **options)
-
     # --------------------------------------------------------------------- loading
 
-    def _prepare(
-        self, progress: Callable[[str], None], files: Sequence[str] | None = None
+    def _prepare_with(
+        self, files: Sequence[str], progress: Callable[[str], None]
     ) -> tuple[dict[str, Any], int]:
         params, options = self.model_params, dict(self.model_params.model_kwargs)
         options.pop("binding", None)
         model = self._resolve(progress, "gguf")
-        header = _header(model)
-        if files is None:
-            files = list(self._adapters().values())
+        header = read_header(model.path)
         n_ctx = self._context(options, header)
         per_token = _cache_bytes(header, options)
         slots, kv_tokens = 1, n_ctx
         if self.binding == "xllamacpp":
             slots, kv_tokens = _capacity(options, n_ctx, per_token)
+        size = model.size_bytes + kv_tokens * per_token + OVERHEAD_BYTES
         message = {
             "path": str(model.path),
             "options": options,
@@ -227,7 +146,19 @@ class LlamaCppInferenceEngine(LocalEngine):
             "chat_template": params.chat_template,
             "facts": model.to_dict(),
         }
-        return message, model.size_bytes + kv_tokens * per_token + OVERHEAD_BYTES
+        found = projector.find(options.pop("mmproj", None), model.path, header)
+        if found is not None:
+            message.update(mmproj=str(found.path), image_tokens=found.image_tokens)
+            size += found.size_bytes
+        if options.get("draft_model") is not None:
+            draft = self._draft(options.pop("draft_model"), progress)
+            message["draft"] = str(draft.path)
+            size += draft.size_bytes + kv_tokens * _cache_bytes(read_header(draft.path), options)
+        return message, size
+
+    def _draft(self, name: str, progress: Callable[[str], None]) -> models.ResolvedModel:
+        """The small model whose guesses the other one checks."""
+        return models.resolve(name, forms=("gguf",), engine=self.name, progress=progress)
 
     def _context(self, options: Mapping[str, Any], header: dict[str, Any]) -> int:
         asked = options.get("n_ctx") or self.model_params.model_max_length
@@ -241,16 +172,6 @@ def _default_binding() -> str:
     if importlib.util.find_spec("xllamacpp") is None:
         return "llama-cpp-python"
     return "xllamacpp"
-
-
-def _header(model: models.ResolvedModel) -> dict[str, Any]:
-    """The file's header; a broken file is left to the library, which words it best."""
-    try:
-        return gguf.read_header(model.path)
-    except gguf.GGUFError:
-        return {}
-    except OSError as error:
-        raise LoadError(f"{str(model.path)!r} cannot be read: {error.strerror}") from None
 
 
 def _cache_bytes(header: dict[str, Any], options: Mapping[str, Any]) -> int:

@@ -199,6 +199,9 @@ class LocalEngine(InferenceEngine):
             "model_memory_bytes": None,
             "peak_memory_bytes": run.peak_bytes or None,
         }
+        if run.drafted_tokens:
+            facts["drafted_tokens"] = run.drafted_tokens
+            facts["accepted_tokens"] = run.accepted_tokens
         if resident is not None:
             report = dict(resident.report)
             facts["model_memory_bytes"] = resident.idle_bytes

@@ -104,6 +104,9 @@ _SPECS = {
                         "cpu",
                         "gguf",
                         "adapters",
+                        "vision",
+                        "speculative",
+                        "quantization",
                     }
                 ),
             ),

@@ -158,6 +158,8 @@ def test_a_home_that_cannot_be_written_is_told(tmp_path):
     [
         ({"peft_type": "IA3"}, "IA3"),
         ({"use_dora": True}, "DoRA"),
+        ({"init_lora_weights": "pissa_niter_16"}, "a changed model"),
+        ({"fan_in_fan_out": True}, "transposed"),
         ({"bias": "lora_only"}, "bias='lora_only'"),
         ({"modules_to_save": ["lm_head"]}, "whole modules"),
         ({"target_parameters": ["mlp.experts"]}, "experts"),

@@ -17,6 +17,7 @@ class Answer:
         self._top = request.data["params"].get("logprobs") or 0
         self._reason = self._error = None
         self._usage = {}
+        self._drafted = None, None
         self._made = 0
         self._prefilled = 0
         self.reserved = 0
@@ -44,7 +45,10 @@ class Answer:
         if progress:
             return self._prompt(progress)
         self._usage = chunk.get("usage") or self._usage
-        made = chunk.get("timings", {}).get("predicted_n", self._made)
+        timings = chunk.get("timings", {})
+        if "draft_n" in timings:
+            self._drafted = timings["draft_n"], timings.get("draft_n_accepted")
+        made = timings.get("predicted_n", self._made)
         for choice in chunk["choices"]:
             self._reason = choice.get("finish_reason") or self._reason
             delta = choice.get("delta")
@@ -91,6 +95,7 @@ class Answer:
             "prompt_tokens": usage.get("prompt_tokens"),
             "cached_tokens": (usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
         }
+        fields["drafted_tokens"], fields["accepted_tokens"] = self._drafted
         if self._logprobs is not None:
             fields["logprobs"] = self._logprobs
         if self._error is not None:

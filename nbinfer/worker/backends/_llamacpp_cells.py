@@ -39,11 +39,27 @@ class Cells:
             self._changed.notify_all()
 
 
-def estimate(data):
+def estimate(data, image_tokens):
     """Tokens that a request will fill: about one for three bytes, corrected once it is known."""
-    if "messages" in data:
-        texts = [m["content"] for m in data["messages"]]
-        size = sum(len(t.encode("utf-8", "replace")) for t in texts) + 60 * len(texts) + 120
+    if "messages" not in data:
+        size, images = len(data["prompt"].encode("utf-8", "replace")), 0
     else:
-        size = len(data["prompt"].encode("utf-8", "replace"))
-    return size // 3 + 8 + data["params"]["max_new_tokens"]
+        parts = [part for message in data["messages"] for part in _parts(message["content"])]
+        texts = [part["text"] for part in parts if part["type"] == "text"]
+        images = len(parts) - len(texts)
+        size = sum(len(t.encode("utf-8", "replace")) for t in texts)
+        size += 60 * len(data["messages"]) + 120
+    return size // 3 + 8 + images * image_tokens + data["params"]["max_new_tokens"]
+
+
+def has_images(data):
+    """Whether a request holds an image."""
+    return any(
+        part["type"] != "text"
+        for message in data.get("messages", ())
+        for part in _parts(message["content"])
+    )
+
+
+def _parts(content):
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content

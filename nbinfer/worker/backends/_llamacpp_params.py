@@ -20,6 +20,7 @@ if sys.byteorder != "little":
 
 __all__ = ["common_params", "xllamacpp"]
 
+SPLIT_MODES = ("none", "layer", "row", "tensor")
 CACHE_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 
 
@@ -31,7 +32,8 @@ def common_params(model):
     p.n_parallel = model["slots"]
     p.n_batch = options.get("n_batch", 256)
     p.n_ubatch = min(options.get("n_ubatch", 256), p.n_batch)
-    p.n_ctx = model["kv_tokens"] + p.n_batch  # slack of one batch
+    # Beyond what rows reserve: one batch, and what is guessed ahead of them.
+    p.n_ctx = model["kv_tokens"] + p.n_batch + p.n_parallel * _speculation(p, model)
     p.kv_unified = True
     p.kv_unified_per_slot = model["n_ctx"]
     p.cpuparams.n_threads = model["n_threads"]
@@ -45,6 +47,9 @@ def common_params(model):
     p.endpoint_slots = False
     p.use_jinja = True
     _memory(p, options)
+    _devices(p, options)
+    if model.get("mmproj"):
+        p.mmproj.path = model["mmproj"]
     for key in ("rope_freq_base", "rope_freq_scale"):
         if options.get(key):
             setattr(p, key, options[key])
@@ -55,6 +60,50 @@ def common_params(model):
             xllamacpp.CommonAdapterLoraInfo(a["path"], 1.0) for a in model["adapters"]
         ]
     return p
+
+
+def _speculation(p, model):
+    """Draft model or n-grams; returns how many tokens are guessed ahead at most."""
+    options, kind = model["options"], model["options"].get("spec_type")
+    most, least, size = (options.get(n) for n in ("draft_max", "draft_min", "ngram_size"))
+    if model.get("draft"):
+        kind, place, names = "draft-simple", p.speculative.draft, ("n_max", "n_min", None)
+        place.mparams.path = model["draft"]
+        place.cpuparams.n_threads = model["n_threads"]
+        place.cpuparams_batch.n_threads = p.cpuparams_batch.n_threads
+        place.n_gpu_layers = p.n_gpu_layers
+    elif kind is None:
+        return 0
+    elif kind == "ngram-cache":
+        place, names = p.speculative.draft, ("n_max", None, None)
+    elif kind == "ngram-mod":
+        place, names = p.speculative.ngram_mod, ("n_max", "n_min", "n_match")
+    else:
+        place = getattr(p.speculative, kind.replace("-", "_"))
+        names = ("size_m", None, "size_n")
+    for name, value in ((names[0], most), (names[1], least), (names[2], size)):
+        if name is not None and value is not None:
+            setattr(place, name, value)
+    if kind == "ngram-mod" and least is None and most is not None:
+        place.n_min = min(place.n_min, most)
+    types = xllamacpp.common_speculative_type
+    label = "COMMON_SPECULATIVE_TYPE_" + kind.replace("-", "_").upper()
+    p.speculative.types = [getattr(types, label)]
+    return getattr(place, names[0]) + 1
+
+
+def _devices(p, options):
+    mode = options.get("split_mode")
+    if mode is not None:
+        name = SPLIT_MODES[mode] if isinstance(mode, int) else mode
+        label = "LLAMA_SPLIT_MODE_" + name.upper()
+        p.split_mode = getattr(xllamacpp.llama_split_mode, label)
+    if options.get("tensor_split"):
+        room = len(p.tensor_split)
+        given = [float(share) for share in options["tensor_split"]]
+        if len(given) > room:
+            raise ValueError(f"tensor_split has {len(given)} shares, and llama.cpp takes {room}")
+        p.tensor_split = given + [0.0] * (room - len(given))
 
 
 def _memory(p, options):

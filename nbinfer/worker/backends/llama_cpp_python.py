@@ -8,21 +8,23 @@ generators, after which it is as usable as before.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import math
 
 import llama_cpp
-import numpy
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+from nbinfer.worker.backends._llama_cpp_python_answer import Abandoned, Answer
+from nbinfer.worker.backends._llama_cpp_python_load import (
+    SPLIT_MODES,
+    Adapters,
+    Projector,
+    lookup,
+)
+from nbinfer.worker.backends._llamacpp_cells import has_images
+from nbinfer.worker.backends._llamacpp_words import NO_PROJECTOR, unused
 from nbinfer.worker.backends._logtail import last_error
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}  # enum ggml_type
-
-
-class Abandoned(Exception):
-    """Nobody waits for this answer any more."""
 
 
 class Watched(llama_cpp.Llama):
@@ -31,6 +33,8 @@ class Watched(llama_cpp.Llama):
     answer = None
 
     def eval(self, tokens):
+        if self.answer is not None:
+            self.answer.passes()
         for at in range(0, len(tokens), self.n_batch):
             part = tokens[at : at + self.n_batch]
             if self.answer is not None:
@@ -67,6 +71,9 @@ class Backend:
         # Of the whole answer, as the other engines count, and not of its last 64 tokens.
         options.setdefault("last_n_tokens_size", n_ctx)
         scale = options.pop("lora_scale", 1.0)
+        if isinstance(options.get("split_mode"), str):
+            options["split_mode"] = SPLIT_MODES.index(options["split_mode"])
+        options["draft_model"] = lookup(options)
         stage("reading {}".format(model["path"].rpartition("/")[2]))
         try:
             self._llama = Watched(
@@ -78,6 +85,10 @@ class Backend:
         except (ValueError, RuntimeError, AssertionError) as error:
             raise RuntimeError(last_error() or str(error)) from None
         self._adapters = Adapters(self._llama, model.get("adapters") or (), scale)
+        self._projector = None
+        if model.get("mmproj"):
+            self._projector = Projector(model["mmproj"], model.get("chat_template"))
+            self._projector.load(self._llama)
         self._llama.verbose = False
         if model.get("chat_template"):
             self._llama.chat_handler = Jinja2ChatFormatter(
@@ -86,7 +97,7 @@ class Backend:
                 bos_token=self._text_of(self._llama.token_bos()),
                 stop_token_ids=[self._llama.token_eos()],
             ).to_chat_handler()
-        return {
+        report = {
             "library": "llama-cpp-python",
             "version": llama_cpp.__version__,
             "devices": ["GPU"] if llama_cpp.llama_supports_gpu_offload() else ["CPU"],
@@ -94,6 +105,12 @@ class Backend:
             "n_threads": model["n_threads"],
             "system_info": llama_cpp.llama_print_system_info().decode("utf-8", "replace").strip(),
         }
+        warning = None if llama_cpp.llama_supports_gpu_offload() else unused(model["options"])
+        if warning:
+            report["warning"] = warning
+        if model.get("mmproj"):
+            report["mmproj"] = model["mmproj"]
+        return report
 
     def _text_of(self, token):
         return self._llama._model.token_get_text(token) if token >= 0 else ""
@@ -101,7 +118,11 @@ class Backend:
     def generate(self, requests, emit, cancelled):
         (request,) = requests
         given = request.data["params"]
-        answer = Answer(request, emit, lambda: cancelled(request), self._llama)
+        sees = has_images(request.data)
+        if sees and self._projector is None:
+            emit.failed(request, NO_PROJECTOR)
+            return
+        answer = Answer(request, emit, lambda: cancelled(request), self._llama, cached=not sees)
         body = {
             "stream": True,
             "max_tokens": given["max_new_tokens"],
@@ -121,7 +142,11 @@ class Backend:
         self._adapters.apply(given.get("adapter"))
         self._llama.answer = answer
         try:
-            if "messages" in request.data:
+            if sees:
+                chunks = self._projector(
+                    llama=self._llama, messages=request.data["messages"], **body
+                )
+            elif "messages" in request.data:
                 chunks = self._llama.create_chat_completion(request.data["messages"], **body)
             else:
                 chunks = self._llama.create_completion(request.data["prompt"], **body)
@@ -134,9 +159,14 @@ class Backend:
             return
         finally:
             self._llama.answer = None
+            if sees:
+                # The library takes what is in an image's place for text, in the next prompt too.
+                self._llama.reset()
         answer.close()
 
     def _worded(self, text):
+        if "Prompt exceeds n_ctx" in text:
+            text = "exceed context window ({})".format(text.rpartition(": ")[2].split(" ")[0])
         if "exceed context window" in text:
             count = text.partition("(")[2].partition(")")[0]
             return (
@@ -148,113 +178,6 @@ class Backend:
     def close(self):
         # The process ends next, and the system takes everything back.
         pass
-
-
-class Adapters:
-    """The LoRA adapters that were loaded with the model, at most one of them applied.
-
-    ``Llama`` itself has one for its whole life. The library has a call that changes it, and
-    what is in the KV cache then is another model's.
-    """
-
-    def __init__(self, llama, adapters, scale):
-        self._llama = llama
-        self._scale = scale
-        self._applied = None
-        self._loaded = {}
-        for adapter in adapters:
-            path = adapter["path"].encode("utf-8")
-            handle = llama_cpp.llama_adapter_lora_init(llama._model.model, path)
-            if not handle:
-                raise RuntimeError(last_error() or f"{adapter['source']} could not be loaded")
-            self._loaded[adapter["source"]] = handle
-
-    def apply(self, wanted):
-        if wanted == self._applied:
-            return
-        if wanted is not None and wanted not in self._loaded:
-            raise ValueError(f"the adapter {wanted!r} was not loaded with the model")
-        count = int(wanted is not None)
-        handles = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._loaded.get(wanted))
-        scales = (ctypes.c_float * 1)(self._scale)
-        context = self._llama._ctx.ctx
-        if llama_cpp.llama_set_adapters_lora(context, handles, count, scales):
-            raise RuntimeError(f"llama.cpp could not apply the adapter {wanted!r}")
-        self._applied = wanted
-        self._llama.reset()
-
-
-class Answer:
-    """What is known of the request under way."""
-
-    def __init__(self, request, emit, cancelled, llama):
-        self._request = request
-        self._emit = emit
-        self._cancelled = cancelled
-        self._llama = llama
-        self._top = request.data["params"].get("logprobs")
-        self._logprobs = []
-        self._prompt_tokens = self._read = self._made = 0
-        self._reason = None
-
-    def go_on(self):
-        if self._cancelled():
-            raise Abandoned
-
-    def begins(self, prompt_tokens):
-        self._prompt_tokens = prompt_tokens
-        self._emit.prefill(self._request, 0, prompt_tokens)
-
-    def read(self, count):
-        if not self._made:
-            self._read += count
-            self._emit.prefill(self._request, count, 0)
-
-    def makes(self, token):
-        self.go_on()
-        self._made += 1
-        self._emit.made(self._request)
-        if self._top is not None:
-            self._logprobs.append(self._logprob(token))
-
-    def take(self, choice):
-        delta = choice.get("delta")
-        text = choice.get("text") if delta is None else delta.get("content")
-        self._reason = choice.get("finish_reason") or self._reason
-        if text:
-            self._emit.text(self._request, text)
-
-    def _logprob(self, token):
-        """From the scores that the token was drawn from: they are the context's last."""
-        pointer = self._llama._ctx.get_logits_ith(-1)
-        scores = numpy.ctypeslib.as_array(pointer, shape=(self._llama.n_vocab(),))
-        scores = scores.astype(numpy.float64)
-        logprobs = scores - scores.max()
-        logprobs -= math.log(numpy.exp(logprobs).sum())
-        best = numpy.argsort(-logprobs)[: self._top]
-        return {**self._entry(token, logprobs), "top": [self._entry(t, logprobs) for t in best]}
-
-    def _entry(self, token, logprobs):
-        value = float(logprobs[token])
-        text = self._llama.detokenize([int(token)], special=True).decode("utf-8", "replace")
-        return {
-            "token": text,
-            "id": int(token),
-            "logprob": value if math.isfinite(value) else None,
-        }
-
-    def close(self):
-        fields = {
-            "prompt_tokens": self._prompt_tokens,
-            "cached_tokens": self._prompt_tokens - self._read,
-            "output_tokens": self._made,
-        }
-        if self._top is not None:
-            fields["logprobs"] = self._logprobs
-        if self._reason is None:
-            self._emit.failed(self._request, "llama-cpp-python ended the answer without a reason")
-        else:
-            self._emit.finished(self._request, self._reason, **fields)
 
 
 def grammar(guided):

@@ -24,8 +24,9 @@ import tempfile
 
 from nbinfer.worker.backends._llamacpp_answer import Answer
 from nbinfer.worker.backends._llamacpp_body import body
-from nbinfer.worker.backends._llamacpp_cells import Cells, estimate
+from nbinfer.worker.backends._llamacpp_cells import Cells, estimate, has_images
 from nbinfer.worker.backends._llamacpp_params import common_params, xllamacpp
+from nbinfer.worker.backends._llamacpp_words import NO_PROJECTOR, unused
 from nbinfer.worker.backends._logtail import last_error
 
 FOLDER = "nbinfer-socket-"
@@ -42,6 +43,7 @@ class Backend:
         params = common_params(model)
         self.slots = params.n_parallel
         self._n_ctx = model["n_ctx"]
+        self._image_tokens = model.get("image_tokens")
         self._cells = Cells(model["kv_tokens"])
         folder = private_folder()
         params.hostnames = [os.path.join(folder, "s.sock")]
@@ -62,12 +64,12 @@ class Backend:
             "kv_tokens": model["kv_tokens"],
             "n_threads": params.cpuparams.n_threads,
         }
-        asked = model["options"].get("n_gpu_layers", 0)
-        if asked and not devices:
-            report["warning"] = (
-                f"n_gpu_layers={asked!r}, but this build of llama.cpp sees no accelerator: "
-                "everything runs on the CPU"
-            )
+        warning = None if devices else unused(model["options"])
+        if warning:
+            report["warning"] = warning
+        for name in ("mmproj", "draft"):
+            if model.get(name):
+                report[name] = model[name]
         return report
 
     def generate(self, requests, emit, cancelled):
@@ -75,7 +77,10 @@ class Backend:
         data = request.data
         answer = Answer(request, emit, self._cells, lambda: cancelled(request))
         asked = body(data, self._n_ctx, self._lora(data["params"]))
-        need = min(self._n_ctx, estimate(data))
+        if has_images(data) and self._image_tokens is None:
+            emit.failed(request, NO_PROJECTOR)
+            return
+        need = min(self._n_ctx, estimate(data, self._image_tokens or 0))
         while True:
             if not self._cells.reserve(min(need, self._cells.total), answer.cancelled):
                 return  # cancelled while it waited: the scheduler answers for it
