@@ -35,6 +35,7 @@ class AdapterEngine(LocalEngine):
                 hint="leave cache_ram_mib out; each slot's own cache knows",
             )
 
+    @property
     def _adapters(self) -> dict[str, str]:
         """Adapters by name; ``adapter_model`` is ``default``."""
         declared = dict(self.model_params.adapters or {})
@@ -46,8 +47,8 @@ class AdapterEngine(LocalEngine):
         params = super()._params(given)
         if params.adapter is None and self.model_params.adapter_model is not None:
             return replace(params, adapter="default")
-        if params.adapter is not None and params.adapter not in self._adapters():
-            declared = ", ".join(map(repr, self._adapters())) or "none"
+        if params.adapter is not None and params.adapter not in self._adapters:
+            declared = ", ".join(map(repr, self._adapters)) or "none"
             raise ConfigurationError(
                 f"adapter {params.adapter!r} is not among this engine's",
                 hint=f"declared: {declared}; ModelParams(adapters={{name: path}}) declares one",
@@ -57,7 +58,7 @@ class AdapterEngine(LocalEngine):
     def _row_params(self, params: GenerationParams) -> dict[str, Any]:
         values = super()._row_params(params)
         if params.adapter is not None:
-            values["adapter"] = self._adapters()[params.adapter]
+            values["adapter"] = self._adapters[params.adapter]
         return values
 
     @abc.abstractmethod
@@ -67,7 +68,7 @@ class AdapterEngine(LocalEngine):
         """As ``_prepare``, with these adapters."""
 
     def _prepare(self, progress: Callable[[str], None]) -> tuple[dict[str, Any], int]:
-        return self._prepare_with(list(self._adapters().values()), progress)
+        return self._prepare_with(list(self._adapters.values()), progress)
 
     def plan(self) -> Plan:
         """What has to be resident: one llama.cpp, with all the adapters that were asked for.
@@ -76,7 +77,7 @@ class AdapterEngine(LocalEngine):
         serves a request with fewer, and one that lacks any is loaded anew with both its own and
         the new ones: who goes back and forth between two loads twice, not each time.
         """
-        wanted = {path: adapters.stamp(path) for path in self._adapters().values()}
+        wanted = {path: adapters.stamp(path) for path in self._adapters.values()}
         together = dict(wanted)
         for kin in self._kin():
             loaded = dict(json.loads(kin.plan.key[-1]))
@@ -116,7 +117,7 @@ class AdapterEngine(LocalEngine):
         for kin in self._kin():
             if kin.plan.key != plan.key and kin.state == "ready" and not kin.busy:
                 header = read_header(Path(kin.model_facts["path"]))
-                for path in self._adapters().values():
+                for path in self._adapters.values():
                     adapters.gguf_for(path, header, lambda _: None)
                 notify(f"loading {kin.label} anew, with the adapter that is asked for")
                 pool.unload(kin)
