@@ -18,6 +18,7 @@ from nbinfer import (
     LoadError,
     ModelNotFound,
     ModelParams,
+    gpu,
     models,
 )
 from nbinfer.engines import llamacpp
@@ -194,6 +195,32 @@ def test_gpu_layers_without_a_device_warn(capfd):
     if engine.resident.report["devices"] == ["CPU"]:
         assert "sees no accelerator" in capfd.readouterr().err
     engine.unload()
+
+
+@pytest.mark.parametrize("binding", BINDINGS)
+def test_split_modes_are_passed_on_and_need_devices(binding, capfd):
+    if binding != "xllamacpp":
+        installed(binding)
+    kwargs = {"n_ctx": 256, "binding": binding, "split_mode": "row", "tensor_split": [3, 1]}
+    with LlamaCppInferenceEngine(ModelParams(model_kwargs=kwargs)) as engine:
+        assert engine.infer("Hi", GREEDY)["error"].isna().all()
+        if engine.resident.report["devices"] == ["CPU"]:
+            assert "split_mode='row'" in capfd.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    len(gpu.devices()) < 2, reason="a model is split among two GPUs, and here are fewer"
+)
+@pytest.mark.parametrize("mode", ["layer", "row", "tensor"])
+def test_a_model_on_two_devices(mode):
+    whole = {"n_ctx": 256, "split_mode": "none"}
+    with LlamaCppInferenceEngine(ModelParams(model_kwargs=whole)) as engine:
+        plain = engine.infer(PROMPT, GREEDY)["output"][0]
+    split = {"n_ctx": 256, "split_mode": mode, "tensor_split": [1, 1]}
+    with LlamaCppInferenceEngine(ModelParams(model_kwargs=split)) as engine:
+        assert len(engine.resident.report["devices"]) >= 2
+        assert engine.infer(PROMPT, GREEDY)["output"][0] == plain
 
 
 def test_capacity_follows_context_and_memory(monkeypatch):
