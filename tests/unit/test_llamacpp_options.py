@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import nbinfer
 from nbinfer import ConfigurationError, LlamaCppInferenceEngine, ModelParams, UnsupportedParameter
 
 PYTHON = {"binding": "llama-cpp-python"}
@@ -66,3 +67,8 @@ def test_the_other_binding_takes_adapters_too():
     assert "adapter" in engine.capabilities.generation
     with pytest.raises(UnsupportedParameter, match="chat_template_kwargs"):
         LlamaCppInferenceEngine(ModelParams(chat_template_kwargs={"a": 1}, model_kwargs=PYTHON))
+
+
+def test_a_server_of_llama_cpp_has_no_names_for_adapters():
+    with pytest.raises(ConfigurationError, match=r"no names for adapters.*'a'"):
+        nbinfer.serve("llamacpp", ModelParams(adapters={"a": "/a"}))

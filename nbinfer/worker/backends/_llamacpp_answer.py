@@ -64,11 +64,12 @@ class Answer:
     def _prompt(self, progress):
         limit = self._request.data["params"]["max_new_tokens"]
         need = min(progress["total"] + limit, self._cells.total)
-        if need > self.reserved:
-            if not self._cells.enlarge(need - self.reserved):
-                self.needs_more = need
-                return True
-            self.reserved = need
+        if need > self.reserved and not self._cells.enlarge(need - self.reserved):
+            self.needs_more = need
+            return True
+        if need < self.reserved:
+            self._cells.release(self.reserved - need)
+        self.reserved = need
         done = progress["processed"] - self._prefilled
         total = progress["total"] if not self._prefilled and not progress["processed"] else 0
         self._prefilled = progress["processed"]

@@ -30,8 +30,11 @@ def common_params(model):
     p = xllamacpp.CommonParams()
     p.model.path = model["path"]
     p.n_parallel = model["slots"]
-    p.n_batch = options.get("n_batch", 256)
-    p.n_ubatch = min(options.get("n_ubatch", 256), p.n_batch)
+    # Small, so that a cancel is heard soon; where there are images, as large as llama.cpp's own
+    # default, because some models must read one in a single batch.
+    usual = 512 if model.get("mmproj") else 256
+    p.n_batch = options.get("n_batch", usual)
+    p.n_ubatch = min(options.get("n_ubatch", usual), p.n_batch)
     # Beyond what rows reserve: one batch, and what is guessed ahead of them.
     p.n_ctx = model["kv_tokens"] + p.n_batch + p.n_parallel * _speculation(p, model)
     p.kv_unified = True

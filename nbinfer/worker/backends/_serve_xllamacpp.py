@@ -14,7 +14,7 @@ from nbinfer.worker.backends._logtail import last_error
 
 def serve(message, stage):
     model, where = message["model"], message["where"]
-    params = common_params({**model, "adapters": []})
+    params = common_params(model)
     params.hostnames = [where["host"]]
     params.port = where["port"]
     params.api_keys = [where["key"]] if where["key"] else []

@@ -66,7 +66,7 @@ class Backend:
             if options.get(name):
                 options[place] = CACHE_TYPES[options.pop(name)]
         n_ctx = model["n_ctx"]
-        options.setdefault("n_batch", 256)
+        options.setdefault("n_batch", 512 if model.get("mmproj") else 256)  # an image in one
         options.setdefault("n_gpu_layers", -1)
         # Of the whole answer, as the other engines count, and not of its last 64 tokens.
         options.setdefault("last_n_tokens_size", n_ctx)
