@@ -6,6 +6,10 @@ NO_PROJECTOR = (
     "this model was loaded without a projector, so it reads no images: put its mmproj*.gguf "
     'beside it, or give model_kwargs={"mmproj": PATH}'
 )
+BAD_GRAMMAR = (
+    "the grammar is refused by llama.cpp: it takes GBNF that begins with a rule called root, "
+    'such as root ::= "yes" | "no"'
+)
 
 
 def unused(options):

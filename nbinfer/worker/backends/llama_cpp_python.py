@@ -21,7 +21,8 @@ from nbinfer.worker.backends._llama_cpp_python_load import (
     lookup,
 )
 from nbinfer.worker.backends._llamacpp_cells import has_images
-from nbinfer.worker.backends._llamacpp_words import NO_PROJECTOR, unused
+from nbinfer.worker.backends._llamacpp_schema import impossible
+from nbinfer.worker.backends._llamacpp_words import BAD_GRAMMAR, NO_PROJECTOR, unused
 from nbinfer.worker.backends._logtail import last_error
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}  # enum ggml_type
@@ -123,22 +124,14 @@ class Backend:
             emit.failed(request, NO_PROJECTOR)
             return
         answer = Answer(request, emit, lambda: cancelled(request), self._llama, cached=not sees)
-        body = {
-            "stream": True,
-            "max_tokens": given["max_new_tokens"],
-            "temperature": given["temperature"],
-            "top_p": given["top_p"],
-            "top_k": given.get("top_k") or 0,
-            "min_p": given["min_p"],
-            "typical_p": 1.0,
-            "repeat_penalty": given["repetition_penalty"],
-            "frequency_penalty": given["frequency_penalty"],
-            "presence_penalty": given["presence_penalty"],
-            "stop": list(given.get("stop_strings") or ()),
-            "seed": given.get("seed"),
-            "logit_bias": given.get("logit_bias") or None,
-            "grammar": grammar(given.get("guided_decoding")),
-        }
+        try:
+            body = {
+                **sampling(given),
+                "grammar": grammar(given.get("guided_decoding"), self._llama),
+            }
+        except ValueError as error:
+            emit.failed(request, error)
+            return
         self._adapters.apply(given.get("adapter"))
         self._llama.answer = answer
         try:
@@ -180,8 +173,33 @@ class Backend:
         pass
 
 
-def grammar(guided):
-    """A grammar object out of ``GuidedDecodingParams`` as a dict."""
+def sampling(given):
+    """A row's parameters in the library's words."""
+    return {
+        "stream": True,
+        "max_tokens": given["max_new_tokens"],
+        "temperature": given["temperature"],
+        "top_p": given["top_p"],
+        "top_k": given.get("top_k") or 0,
+        "min_p": given["min_p"],
+        "typical_p": 1.0,
+        "repeat_penalty": given["repetition_penalty"],
+        "frequency_penalty": given["frequency_penalty"],
+        "presence_penalty": given["presence_penalty"],
+        "stop": list(given.get("stop_strings") or ()),
+        "seed": given.get("seed"),
+        "logit_bias": given.get("logit_bias") or None,
+    }
+
+
+def grammar(guided, llama):
+    """A grammar object out of ``GuidedDecodingParams`` as a dict.
+
+    Raises
+    ------
+    ValueError
+        For one that holds no answer. The library would take it for none.
+    """
     if not guided:
         return None
     if guided.get("grammar"):
@@ -189,5 +207,19 @@ def grammar(guided):
     elif guided.get("choice"):
         text = "root ::= " + " | ".join(json.dumps(choice) for choice in guided["choice"])
     else:
-        return llama_cpp.LlamaGrammar.from_json_schema(json.dumps(guided["json"]), verbose=False)
+        why = impossible(guided["json"])
+        if why:
+            raise ValueError(why)
+        try:
+            return llama_cpp.LlamaGrammar.from_json_schema(
+                json.dumps(guided["json"]), verbose=False
+            )
+        except (AssertionError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"llama-cpp-python cannot read the schema: {error}") from None
+    sampler = llama_cpp.llama_sampler_init_grammar(
+        llama._model.vocab, text.encode("utf-8"), b"root"
+    )
+    if not sampler:
+        raise ValueError(BAD_GRAMMAR)
+    llama_cpp.llama_sampler_free(sampler)
     return llama_cpp.LlamaGrammar.from_string(text, verbose=False)

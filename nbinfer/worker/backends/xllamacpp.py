@@ -26,6 +26,7 @@ from nbinfer.worker.backends._llamacpp_answer import Answer
 from nbinfer.worker.backends._llamacpp_body import body
 from nbinfer.worker.backends._llamacpp_cells import Cells, estimate, has_images
 from nbinfer.worker.backends._llamacpp_params import common_params, xllamacpp
+from nbinfer.worker.backends._llamacpp_schema import impossible
 from nbinfer.worker.backends._llamacpp_words import NO_PROJECTOR, unused
 from nbinfer.worker.backends._logtail import last_error
 
@@ -75,11 +76,12 @@ class Backend:
     def generate(self, requests, emit, cancelled):
         (request,) = requests
         data = request.data
+        problem = self._problem(data)
+        if problem is not None:
+            emit.failed(request, problem)
+            return
         answer = Answer(request, emit, self._cells, lambda: cancelled(request))
         asked = body(data, self._n_ctx, self._lora(data["params"]))
-        if has_images(data) and self._image_tokens is None:
-            emit.failed(request, NO_PROJECTOR)
-            return
         need = min(self._n_ctx, estimate(data, self._image_tokens or 0))
         while True:
             if not self._cells.reserve(min(need, self._cells.total), answer.cancelled):
@@ -97,6 +99,13 @@ class Backend:
                 break
             need = answer.needs_more
         answer.close()
+
+    def _problem(self, data):
+        """Why the library could not answer, where it would not say so itself."""
+        if has_images(data) and self._image_tokens is None:
+            return NO_PROJECTOR
+        guided = data["params"].get("guided_decoding") or {}
+        return None if guided.get("json") is None else impossible(guided["json"])
 
     def _lora(self, given):
         """An adapter is on by default in llama.cpp: each request says which one it wants.
