@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 
 import llama_cpp
 from llama_cpp.llama_chat_format import MTMDChatHandler
@@ -62,7 +63,20 @@ class Projector(MTMDChatHandler):
             raise RuntimeError(last_error() or str(error)) from None
 
     def _get_chat_template(self, llama_model):
-        return self._template or super()._get_chat_template(llama_model)
+        self._template = self._template or super()._get_chat_template(llama_model)
+        return self._template
+
+    def _get_template_messages(self, messages, media_marker):
+        """A template that knows no parts would print them as Python does: it gets their text."""
+        messages = super()._get_template_messages(messages, media_marker)
+        if re.search(r"\b(type|image)\b", self._template):
+            return messages
+        return [
+            {**m, "content": "\n".join(part["text"] for part in m["content"])}
+            if isinstance(m["content"], list)
+            else m
+            for m in messages
+        ]
 
 
 class Lookup(LlamaPromptLookupDecoding):

@@ -69,6 +69,7 @@ class Backend:
         n_ctx = model["n_ctx"]
         options.setdefault("n_batch", 512 if model.get("mmproj") else 256)  # an image in one
         options.setdefault("n_gpu_layers", -1)
+        options.setdefault("n_threads_batch", model["n_threads"])
         # Of the whole answer, as the other engines count, and not of its last 64 tokens.
         options.setdefault("last_n_tokens_size", n_ctx)
         scale = options.pop("lora_scale", 1.0)
@@ -80,7 +81,6 @@ class Backend:
             self._llama = Watched(
                 model["path"],
                 **{**options, "n_ctx": n_ctx, "n_threads": model["n_threads"]},
-                n_threads_batch=options.pop("n_threads_batch", model["n_threads"]),
                 verbose=True,  # or the log would not have the cause of a failure
             )
         except (ValueError, RuntimeError, AssertionError) as error:
