@@ -27,6 +27,7 @@ __all__ = [
     "find",
     "gguf_groups",
     "mismatch",
+    "parts",
     "safetensors_dtype",
     "weight_files",
 ]
@@ -123,23 +124,24 @@ def gguf_groups(names: Iterable[str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
         if name.lower().endswith(".gguf") and not _NO_MODEL.search(name.rpartition("/")[2]):
-            parts = _parts(name)
-            groups[parts[0]] = parts
+            files = parts(name)
+            groups[files[0]] = files
     return groups
 
 
-def check_parts(parts: Sequence[str], names: Iterable[str]) -> None:
+def check_parts(files: Sequence[str], names: Iterable[str]) -> None:
     """Refuse a model of which a part is not among the names."""
-    missing = sorted(set(parts) - set(names))
+    missing = sorted(set(files) - set(names))
     if missing:
         raise ModelNotFound(
-            f"{shown(parts[0].rpartition('/')[2])} is a model in {len(parts)} parts, and "
+            f"{shown(files[0].rpartition('/')[2])} is a model in {len(files)} parts, and "
             f"{', '.join(missing[:3])} is missing",
             hint="all parts must be in one folder, under their own names",
         )
 
 
-def _parts(name: str) -> list[str]:
+def parts(name: str) -> list[str]:
+    """The file names of all parts of a GGUF model, given one of them."""
     match = _SHARD.search(name)
     if match is None:
         return [name]
@@ -150,14 +152,14 @@ def _parts(name: str) -> list[str]:
 
 
 def _gguf(path: Path) -> Weights:
-    parts = [path.with_name(name) for name in _parts(path.name)]
-    check_parts([p.name for p in parts], [p.name for p in parts if p.is_file()])
-    size = sum(part.stat().st_size for part in parts)
+    files = [path.with_name(name) for name in parts(path.name)]
+    check_parts([p.name for p in files], [p.name for p in files if p.is_file()])
+    size = sum(file.stat().st_size for file in files)
     # A damaged file is refused where it is loaded, by the library that knows why.
     precision = None
     with contextlib.suppress(gguf.GGUFError, OSError):
-        precision = gguf.precision(gguf.read_header(parts[0]))
-    return Weights(parts[0], "gguf", precision, size)
+        precision = gguf.precision(gguf.read_header(files[0]))
+    return Weights(files[0], "gguf", precision, size)
 
 
 # ----------------------------------------------------------------------- folders

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from .. import adapters, gguf
+from .. import adapters, gguf, weights
 from ..config import GenerationParams, ModelParams
 from ..errors import ConfigurationError, LoadError
 from ..local_run import LocalRun
@@ -117,7 +117,7 @@ class AdapterEngine(LocalEngine):
         for kin in self._kin():
             if kin.plan.key != plan.key and kin.state == "ready" and not kin.busy:
                 header = read_header(Path(kin.model_facts["path"]))
-                for path in self._adapters.values():
+                for path in self._adapters.values() if header else ():
                     adapters.gguf_for(path, header, lambda _: None)
                 notify(f"loading {kin.label} anew, with the adapter that is asked for")
                 pool.unload(kin)
@@ -132,10 +132,16 @@ class AdapterEngine(LocalEngine):
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The file's header; a broken file is left to the library, which words it best."""
+    """The model's header, with the tensors of all its parts where it is in several.
+
+    A broken file's is empty: it is left to the library, which words it best.
+    """
     try:
-        return gguf.read_header(path)
+        header = gguf.read_header(path)
+        for part in weights.parts(path.name)[1:]:
+            header["tensors"] += gguf.read_header(path.with_name(part))["tensors"]
     except gguf.GGUFError:
         return {}
     except OSError as error:
         raise LoadError(f"{str(path)!r} cannot be read: {error.strerror}") from None
+    return header

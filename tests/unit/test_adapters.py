@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nbinfer import ConfigurationError, ModelNotFound, adapters, lora_gguf, settings
+from nbinfer.engines.llamacpp_adapters import read_header
 from nbinfer.errors import NbinferError
 
 from ..lora import write_peft, write_safetensors
@@ -295,3 +296,18 @@ def test_a_gguf_adapter_is_taken_as_it_is_where_it_fits(tmp_path):
     writer.close()
     with pytest.raises(ConfigurationError, match="no LoRA adapter"):
         adapters.gguf_for(str(tmp_path / "model.gguf"), base(), lambda _: None)
+
+
+def test_a_model_in_parts_has_the_tensors_of_all(tmp_path):
+    for number, name in enumerate(("attn_q", "attn_v"), 1):
+        path = tmp_path / f"model-0000{number}-of-00002.gguf"
+        writer = gguf_reader.GGUFWriter(path, "llama")
+        writer.add_tensor(f"blk.0.{name}.weight", np.zeros((8, 16), "<f4"))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    header = read_header(tmp_path / "model-00001-of-00002.gguf")
+    assert [t[0] for t in header["tensors"]] == ["blk.0.attn_q.weight", "blk.0.attn_v.weight"]
+    path.write_bytes(path.read_bytes()[:40])
+    assert read_header(tmp_path / "model-00001-of-00002.gguf") == {}
