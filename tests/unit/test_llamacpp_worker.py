@@ -6,7 +6,7 @@ import pytest
 
 from nbinfer import GenerationParams, GuidedDecodingParams
 from nbinfer.worker.backends._llamacpp_answer import Answer, describe
-from nbinfer.worker.backends._llamacpp_body import body
+from nbinfer.worker.backends._llamacpp_body import body, choice_grammar
 from nbinfer.worker.backends._llamacpp_cells import Cells, estimate, has_images
 from nbinfer.worker.backends._llamacpp_words import unused
 
@@ -105,6 +105,10 @@ def test_each_sampling_parameter_is_sent():
 def test_the_form_of_the_answer_is_asked_for(guided, key):
     given = data(guided_decoding=GuidedDecodingParams(**guided))
     assert key in body(given, 512, None)
+
+
+def test_choices_keep_their_characters():
+    assert choice_grammar(['a "b"', "日本", "🙂\n"]) == r'root ::= "a \"b\"" | "日本" | "🙂\n"'
 
 
 def test_words():

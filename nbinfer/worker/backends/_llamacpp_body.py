@@ -53,11 +53,16 @@ def body(data, n_ctx, lora):
     return asked
 
 
+def choice_grammar(choices):
+    """GBNF for one of several texts. It knows JSON's escapes, but not of characters in two."""
+    return "root ::= " + " | ".join(json.dumps(c, ensure_ascii=False) for c in choices)
+
+
 def _guided(guided, chat):
     if guided.get("grammar"):
         return {"grammar": guided["grammar"]}
     if guided.get("choice"):
-        return {"grammar": "root ::= " + " | ".join(json.dumps(c) for c in guided["choice"])}
+        return {"grammar": choice_grammar(guided["choice"])}
     if guided.get("json") is None:
         return {}
     if not chat:

@@ -20,6 +20,7 @@ from nbinfer.worker.backends._llama_cpp_python_load import (
     Projector,
     lookup,
 )
+from nbinfer.worker.backends._llamacpp_body import choice_grammar
 from nbinfer.worker.backends._llamacpp_cells import has_images
 from nbinfer.worker.backends._llamacpp_schema import impossible
 from nbinfer.worker.backends._llamacpp_words import BAD_GRAMMAR, NO_PROJECTOR, unused
@@ -205,7 +206,7 @@ def grammar(guided, llama):
     if guided.get("grammar"):
         text = guided["grammar"]
     elif guided.get("choice"):
-        text = "root ::= " + " | ".join(json.dumps(choice) for choice in guided["choice"])
+        text = choice_grammar(guided["choice"])
     else:
         why = impossible(guided["json"])
         if why:
