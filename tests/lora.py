@@ -50,7 +50,7 @@ def write_peft(
 
 
 def smollm2(
-    folder: Path, seed: int, scale: float = 0.3, parts: tuple[str, ...] = ("q_proj", "k_proj")
+    folder: Path, seed: int, scale: float = 0.12, parts: tuple[str, ...] = ("q_proj", "k_proj")
 ) -> str:
     """A random adapter for SmolLM2-135M, strong enough that its effect is plain to see."""
     random = np.random.default_rng(seed)

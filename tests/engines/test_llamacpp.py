@@ -101,6 +101,9 @@ def test_choice_and_grammar():
     ):
         params = GenerationParams(max_new_tokens=16, guided_decoding=guided)
         assert engine.infer("Is water wet?", params)["output"][0] in ("yes", 'no "quoted"')
+    guided = GuidedDecodingParams(choice=["🙂 日本"])
+    params = GenerationParams(max_new_tokens=32, guided_decoding=guided)
+    assert engine.infer("Smile.", params)["output"][0] == "🙂 日本"
 
 
 @pytest.mark.parametrize(

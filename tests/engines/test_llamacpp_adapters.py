@@ -54,19 +54,37 @@ OTHER = pytest.param("llama-cpp-python", marks=pytest.mark.needs("llama-cpp-pyth
 BINDINGS = ["xllamacpp", OTHER]
 
 
+def likeliest(engine, adapter):
+    """Log-probabilities of the first token, by id, and how much of the prompt was cached."""
+    params = GenerationParams(max_new_tokens=1, logprobs=5, adapter=adapter)
+    row = engine.infer(PROMPT, params).loc[0]
+    return {t["id"]: t["logprob"] for t in row["logprobs"][0]["top"]}, int(row["cached_tokens"])
+
+
+def distance(one, other):
+    """How far two distributions are apart; that of different tokens is without bound."""
+    shared = one.keys() & other.keys()
+    return max(abs(one[t] - other[t]) for t in shared) if len(shared) > 2 else float("inf")
+
+
 @pytest.mark.parametrize("binding", BINDINGS)
 def test_switching_is_no_load_and_no_stale_cache(binding, folders):
-    """The same prompt with one, none, two, one again ...: each answer is its own first one."""
+    """The same prompt with one, none, two, one again ...: each is answered as it was at first.
+
+    Distributions are compared and not texts: where in the cache a prompt lies changes the order
+    of a sum, and a token in a hundred with it.
+    """
     if binding != "xllamacpp":
         installed(binding)
     with engine(binding, adapters=folders) as both:
         pid = both.resident.worker.pid
         first, cached = {}, []
         for adapter in ("one", None, "two", "one", None, None, "two", "two"):
-            row = both.infer(PROMPT, asked(adapter)).loc[0]
-            assert row["output"] == first.setdefault(adapter, row["output"]), adapter
-            cached.append(int(row["cached_tokens"]))
-        assert len(set(first.values())) == 3
+            found, tokens = likeliest(both, adapter)
+            assert distance(found, first.setdefault(adapter, found)) < 0.1, adapter
+            cached.append(tokens)
+        assert distance(first["one"], first["two"]) > 0.5
+        assert distance(first["one"], first[None]) > 0.5
         # What another adapter has computed is not taken; what this one has is.
         switched, same = [cached[i] for i in (0, 1, 2, 3, 4, 6)], [cached[i] for i in (5, 7)]
         assert switched == [0] * 6

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import pytest
 
 from nbinfer import GenerationParams, GuidedDecodingParams
 from nbinfer.worker.backends._llamacpp_answer import Answer, describe
 from nbinfer.worker.backends._llamacpp_body import body, choice_grammar
 from nbinfer.worker.backends._llamacpp_cells import Cells, estimate, has_images
+from nbinfer.worker.backends._llamacpp_schema import Compiling
 from nbinfer.worker.backends._llamacpp_words import unused
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
@@ -105,6 +109,33 @@ def test_each_sampling_parameter_is_sent():
 def test_the_form_of_the_answer_is_asked_for(guided, key):
     given = data(guided_decoding=GuidedDecodingParams(**guided))
     assert key in body(given, 512, None)
+
+
+def test_a_form_that_was_left_out_stops_the_answer_at_once():
+    """llama.cpp tells its log alone, and would answer in any form."""
+    with os.fdopen(os.dup(2), "w") as log, tempfile.TemporaryFile("w+b") as own:
+        os.dup2(own.fileno(), 2)
+        try:
+            for said, expected in (
+                (b"0.01.668 E llg error: at 2(8): failed to compile: Invalid type: x\n", "Invalid"),
+                (b"0.01.700 I srv: fine\n", None),
+            ):
+                compiling = Compiling()
+                cells, emit = Cells(100), Emit()
+                made = Answer(Row(data()), emit, cells, lambda: False, compiling)
+                made.start(0)
+                own.write(said)
+                own.flush()
+                stopped = made({"choices": [{"delta": {"content": "a"}}]})
+                made.begun()  # and again at its end: nothing is left locked
+                made.close()
+                assert bool(stopped) is (expected is not None)
+                if expected:
+                    assert emit.told[-1][0] == "failed"
+                    assert expected in emit.told[-1][1][0]
+                assert compiling._lock.acquire(timeout=1)
+        finally:
+            os.dup2(log.fileno(), 2)
 
 
 def test_choices_keep_their_characters():

@@ -8,8 +8,9 @@ import math
 class Answer:
     """The streaming callback of one request. Truthy stops llama.cpp; it must not raise."""
 
-    def __init__(self, request, emit, cells, cancelled):
+    def __init__(self, request, emit, cells, cancelled, compiling=None):
         self._request = request
+        self._compiling = compiling  # of a form that has to be checked
         self._emit = emit
         self._cells = cells
         self.cancelled = cancelled
@@ -27,6 +28,15 @@ class Answer:
         self.reserved = reserved
         self.needs_more = None
         self._prefilled = 0
+        self._compiled = self._compiling is None
+        if not self._compiled:
+            self._compiling.begin()
+
+    def begun(self):
+        """The library has taken the request, or refused it."""
+        if not self._compiled:
+            self._compiled = True
+            self._error = self._compiling.end() or self._error
 
     def __call__(self, chunk):
         try:
@@ -39,7 +49,8 @@ class Answer:
         if "error" in chunk or "choices" not in chunk:
             self._error = describe(chunk.get("error", chunk))
             return True
-        if self.cancelled():
+        self.begun()
+        if self._error is not None or self.cancelled():
             return True
         progress = chunk.get("prompt_progress")
         if progress:

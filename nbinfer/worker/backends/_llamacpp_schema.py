@@ -7,6 +7,11 @@ place; whether a schema as a whole can be fitted is not decided.
 
 from __future__ import annotations
 
+import threading
+import time
+
+from nbinfer.worker.backends._logtail import log_size, said_since
+
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 # Least and most of the same thing, and of which types: they say nothing of others.
 _BOUNDS = (
@@ -116,3 +121,30 @@ def _items(schema, root, place, seen):
     if _number(schema.get("minItems")) and schema["minItems"] > 0:
         return _why(schema.get("items"), root, f"{place}[]", seen)
     return None
+
+
+class Compiling:
+    """Whether llama.cpp took a form for what it is, which it tells to its log alone.
+
+    A schema that its grammar library cannot compile is left out there, and the answer would
+    have any form. One request at a time begins, so that what is said is said of it.
+    """
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._begin = 0
+
+    def begin(self):
+        self._lock.acquire()
+        self._begin = log_size()
+
+    def end(self):
+        """After the first sign of the request: what was said against its form, or ``None``."""
+        try:
+            time.sleep(0.02)  # the library's log is written by a thread of its own
+            said = said_since(self._begin, b"llg error: ")
+        finally:
+            self._lock.release()
+        if said is None:
+            return None
+        return f"llama.cpp cannot hold the answer to this form: {said.rpartition('): ')[2]}"

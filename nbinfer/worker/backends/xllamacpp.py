@@ -22,11 +22,11 @@ import secrets
 import shutil
 import tempfile
 
-from nbinfer.worker.backends._llamacpp_answer import Answer
+from nbinfer.worker.backends._llamacpp_answer import Answer, describe
 from nbinfer.worker.backends._llamacpp_body import body
 from nbinfer.worker.backends._llamacpp_cells import Cells, estimate, has_images
 from nbinfer.worker.backends._llamacpp_params import common_params, xllamacpp
-from nbinfer.worker.backends._llamacpp_schema import impossible
+from nbinfer.worker.backends._llamacpp_schema import Compiling, impossible
 from nbinfer.worker.backends._llamacpp_words import NO_PROJECTOR, unused
 from nbinfer.worker.backends._logtail import last_error
 
@@ -46,6 +46,7 @@ class Backend:
         self._n_ctx = model["n_ctx"]
         self._image_tokens = model.get("image_tokens")
         self._cells = Cells(model["kv_tokens"])
+        self._compiling = Compiling()
         folder = private_folder()
         params.hostnames = [os.path.join(folder, "s.sock")]
         params.api_keys = [secrets.token_hex(16)]
@@ -80,7 +81,9 @@ class Backend:
         if problem is not None:
             emit.failed(request, problem)
             return
-        answer = Answer(request, emit, self._cells, lambda: cancelled(request))
+        guided = data["params"].get("guided_decoding") or {}
+        checked = None if guided.get("json") is None else self._compiling
+        answer = Answer(request, emit, self._cells, lambda: cancelled(request), checked)
         asked = body(data, self._n_ctx, self._lora(data["params"]))
         need = min(self._n_ctx, estimate(data, self._image_tokens or 0))
         while True:
@@ -93,7 +96,11 @@ class Backend:
                     self._server.handle_chat_completions(asked, answer)
                 else:
                     self._server.handle_completions(asked, answer)
+            except ValueError as error:  # what its chat parser makes of a schema
+                emit.failed(request, describe(str(error).rpartition("generation failed: ")[2]))
+                return
             finally:
+                answer.begun()
                 self._cells.release(answer.reserved)
             if not answer.needs_more:
                 break
