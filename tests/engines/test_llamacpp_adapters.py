@@ -54,11 +54,16 @@ OTHER = pytest.param("llama-cpp-python", marks=pytest.mark.needs("llama-cpp-pyth
 BINDINGS = ["xllamacpp", OTHER]
 
 
-def likeliest(engine, adapter):
-    """Log-probabilities of the first token, by id, and how much of the prompt was cached."""
+def top(row):
+    """Log-probabilities of a row's first token, by id."""
+    return {t["id"]: t["logprob"] for t in row["logprobs"][0]["top"]}
+
+
+def likeliest(engine, adapter=None):
+    """Those of the prompt's answer, and how much of the prompt was cached."""
     params = GenerationParams(max_new_tokens=1, logprobs=5, adapter=adapter)
     row = engine.infer(PROMPT, params).loc[0]
-    return {t["id"]: t["logprob"] for t in row["logprobs"][0]["top"]}, int(row["cached_tokens"])
+    return top(row), int(row["cached_tokens"])
 
 
 def distance(one, other):
@@ -95,11 +100,11 @@ def test_switching_is_no_load_and_no_stale_cache(binding, folders):
 def test_two_adapters_and_none_in_one_batch(folders):
     """Requests with another adapter join those that run, and each answer is its own."""
     with engine(adapters=folders) as both:
-        alone = {a: both.infer(PROMPT, asked(a, 48))["output"][0] for a in ("one", None, "two")}
+        alone = {adapter: likeliest(both, adapter)[0] for adapter in ("one", None, "two")}
         frames = {}
 
         def run(adapter):
-            params = GenerationParams(max_new_tokens=48, adapter=adapter)
+            params = GenerationParams(max_new_tokens=12, logprobs=5, adapter=adapter)
             frames[adapter] = both.infer([PROMPT] * 2, params, progress=False)
 
         threads = [threading.Thread(target=run, args=(a,)) for a in alone]
@@ -107,8 +112,11 @@ def test_two_adapters_and_none_in_one_batch(folders):
             thread.start()
         for thread in threads:
             thread.join()
-    for adapter, answer in alone.items():
-        assert set(frames[adapter]["output"]) == {answer}, adapter
+    # A batch changes the order of sums, which a random adapter makes much of.
+    for adapter, found in alone.items():
+        for _, row in frames[adapter].iterrows():
+            others = [distance(top(row), alone[other]) for other in alone if other != adapter]
+            assert distance(top(row), found) < min(others) / 2, adapter
 
 
 def test_another_adapter_is_an_announced_load_and_going_back_is_none(folders, tmp_path):
@@ -116,17 +124,17 @@ def test_another_adapter_is_an_announced_load_and_going_back_is_none(folders, tm
     notices.listeners.append(said.append)
     plain = engine().load()
     pid = plain.resident.worker.pid
-    bare = plain.infer(PROMPT, GREEDY)["output"][0]
+    bare, _ = likeliest(plain)
     one = engine(adapters={"one": folders["one"]})
-    first = one.infer(PROMPT, asked("one"))["output"][0]
+    first, _ = likeliest(one, "one")
     assert [text for text in said if "anew, with the adapter" in text]
     assert one.resident.worker.pid != pid
     two = engine(adapters={"two": folders["two"]})
-    two.infer(PROMPT, asked("two"))
+    two.infer(PROMPT, asked("two", 1))
     pid = two.resident.worker.pid
     # Loaded with both now; and one that has adapters serves requests without.
-    assert one.infer(PROMPT, asked("one"))["output"][0] == first
-    assert plain.infer(PROMPT, GREEDY)["output"][0] == bare
+    assert distance(likeliest(one, "one")[0], first) < 0.1
+    assert distance(likeliest(plain)[0], bare) < 0.1 < distance(first, bare)
     assert {e.resident.worker.pid for e in (one, two, plain)} == {pid}
     assert len(said) == 2
     # One that does not fit costs nothing that is loaded.
@@ -141,9 +149,9 @@ def test_another_adapter_is_an_announced_load_and_going_back_is_none(folders, tm
 def test_an_adapter_that_is_trained_anew_is_not_the_old_one(tmp_path):
     folder = smollm2(tmp_path / "mine", 1)
     tuned = engine(adapter_model=folder)
-    before = tuned.infer(PROMPT, GREEDY)["output"][0]
+    before, _ = likeliest(tuned)
     smollm2(tmp_path / "mine", 2)
-    assert tuned.infer(PROMPT, GREEDY)["output"][0] != before
+    assert distance(likeliest(tuned)[0], before) > 0.5
     tuned.unload()
 
 
