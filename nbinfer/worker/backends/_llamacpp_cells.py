@@ -61,5 +61,10 @@ def has_images(data):
     )
 
 
+def text_of(content):
+    """A message's text, of which the parts are lines."""
+    return "\n".join(part["text"] for part in _parts(content))
+
+
 def _parts(content):
     return [{"type": "text", "text": content}] if isinstance(content, str) else content

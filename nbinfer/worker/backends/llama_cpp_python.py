@@ -21,7 +21,7 @@ from nbinfer.worker.backends._llama_cpp_python_load import (
     lookup,
 )
 from nbinfer.worker.backends._llamacpp_body import choice_grammar
-from nbinfer.worker.backends._llamacpp_cells import has_images
+from nbinfer.worker.backends._llamacpp_cells import has_images, text_of
 from nbinfer.worker.backends._llamacpp_schema import impossible
 from nbinfer.worker.backends._llamacpp_words import BAD_GRAMMAR, NO_PROJECTOR, unused
 from nbinfer.worker.backends._logtail import last_error
@@ -141,7 +141,10 @@ class Backend:
                     llama=self._llama, messages=request.data["messages"], **body
                 )
             elif "messages" in request.data:
-                chunks = self._llama.create_chat_completion(request.data["messages"], **body)
+                messages = [
+                    {**m, "content": text_of(m["content"])} for m in request.data["messages"]
+                ]
+                chunks = self._llama.create_chat_completion(messages, **body)
             else:
                 chunks = self._llama.create_completion(request.data["prompt"], **body)
             for chunk in chunks:
