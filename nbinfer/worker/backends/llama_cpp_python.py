@@ -136,18 +136,7 @@ class Backend:
         self._adapters.apply(given.get("adapter"))
         self._llama.answer = answer
         try:
-            if sees:
-                chunks = self._projector(
-                    llama=self._llama, messages=request.data["messages"], **body
-                )
-            elif "messages" in request.data:
-                messages = [
-                    {**m, "content": text_of(m["content"])} for m in request.data["messages"]
-                ]
-                chunks = self._llama.create_chat_completion(messages, **body)
-            else:
-                chunks = self._llama.create_completion(request.data["prompt"], **body)
-            for chunk in chunks:
+            for chunk in self._chunks(request.data, body, sees):
                 answer.take(chunk["choices"][0])
         except Abandoned:
             return  # the scheduler answers for it
@@ -160,6 +149,17 @@ class Backend:
                 # The library takes what is in an image's place for text, in the next prompt too.
                 self._llama.reset()
         answer.close()
+
+    def _chunks(self, data, body, sees):
+        """The library's stream, by the way that fits the prompt."""
+        if "messages" not in data:
+            return self._llama.create_completion(data["prompt"], **body)
+        messages = data["messages"]
+        if sees:
+            return self._projector(llama=self._llama, messages=messages, **body)
+        # Its templates take text alone.
+        messages = [{**m, "content": text_of(m["content"])} for m in messages]
+        return self._llama.create_chat_completion(messages, **body)
 
     def _worded(self, text):
         if "Prompt exceeds n_ctx" in text:
