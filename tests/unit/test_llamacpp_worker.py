@@ -145,6 +145,7 @@ def test_choices_keep_their_characters():
 def test_words():
     assert describe("plain") == "plain"
     assert describe({"message": "said"}) == "said"
+    assert "rule called root" in describe({"message": "samplers: failed to parse grammar"})
     error = {"type": "exceed_context_size_error", "n_prompt_tokens": 9, "n_ctx": 8}
     assert "9 tokens and the context is 8" in describe(error)
     assert "tensor_split=[1]" in unused({"tensor_split": [1]})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from nbinfer.worker.backends._llamacpp_words import BAD_GRAMMAR
+
 
 class Answer:
     """The streaming callback of one request. Truthy stops llama.cpp; it must not raise."""
@@ -139,4 +141,5 @@ def describe(error):
             "the prompt has {n_prompt_tokens} tokens and the context is {n_ctx}: shorten it, "
             'or load the model with a larger model_kwargs={{"n_ctx": ...}}'.format(**error)
         )
-    return error.get("message") or str(error)
+    message = error.get("message") or str(error)
+    return BAD_GRAMMAR if "failed to parse grammar" in message else message
