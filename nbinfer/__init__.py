@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from .server_records import Server, servers, stop
     from .serving import serve
     from .settings import configure
+    from .tool_calls import ToolCall
 
 __version__ = "0.1.0"
 
@@ -98,6 +99,7 @@ _HOMES = {
     ),
     "guide.features": ("features",),
     "messages": ("Conversation", "ImagePart", "Message", "Role", "TextPart"),
+    "tool_calls": ("ToolCall",),
     "notebook.panel": ("panel",),
     "residents": ("shutdown",),
     "rowstore": ("read_rows",),
@@ -141,6 +143,7 @@ __all__ = [
     "ServerUnreachable",
     "TemplateError",
     "TextPart",
+    "ToolCall",
     "UnsupportedParameter",
     "VLLMInferenceEngine",
     "__version__",

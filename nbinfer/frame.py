@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 
     from .config import GenerationParams
 
-__all__ = ["COLUMNS", "OPTIONAL", "Row", "build", "fetch_pandas", "jsonable", "optional_columns"]
+__all__ = [
+    "ANSWERED",
+    "COLUMNS",
+    "OPTIONAL",
+    "Row",
+    "build",
+    "fetch_pandas",
+    "jsonable",
+    "optional_columns",
+]
 
 # Name and dtype, in order. Unknown is NA, never 0: hence the nullable types.
 COLUMNS: Mapping[str, str | None] = {
@@ -41,7 +50,9 @@ COLUMNS: Mapping[str, str | None] = {
     "model": "str",
     "run_id": "str",
 }
-OPTIONAL = ("messages", "logprobs", "prompt_logprobs", "parsed")
+OPTIONAL = ("messages", "logprobs", "prompt_logprobs", "reasoning", "tool_calls", "parsed")
+# How a row ends that has an answer.
+ANSWERED = ("stop", "length", "tool_calls")
 # Columns whose value is the run's, the same in each of its rows. They are columns and not
 # only attributes because concat and merge drop a frame's attributes.
 OF_RUN = ("model_memory_bytes", "peak_memory_bytes", "engine", "model", "run_id")
@@ -60,7 +71,7 @@ class Row:
     id : object
         The user's identifier, or the position.
     finish_reason : str or None
-        ``"stop"``, ``"length"``, ``"cancelled"`` or ``"error"``.
+        ``"stop"``, ``"length"``, ``"tool_calls"``, ``"cancelled"`` or ``"error"``.
     queue_s, ttft_s, tpot_s, latency_s : float or None
         Seconds; see ``nbinfer.worker.scheduler`` for what each is.
     error : str or None
@@ -84,6 +95,8 @@ class Row:
     messages: list[Any] | None = None
     logprobs: list[Any] | None = None
     prompt_logprobs: list[Any] | None = None
+    reasoning: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
     parsed: Any = None
 
 
@@ -174,6 +187,10 @@ def optional_columns(rows: Sequence[Row], params: GenerationParams) -> list[str]
         columns.append("logprobs")
     if params.prompt_logprobs is not None:
         columns.append("prompt_logprobs")
+    if any(row.reasoning is not None for row in rows):
+        columns.append("reasoning")
+    if params.tools is not None:
+        columns.append("tool_calls")
     if params.guided_decoding is not None and params.guided_decoding.json is not None:
         columns.append("parsed")
     return columns

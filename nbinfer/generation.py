@@ -23,6 +23,7 @@ from .checks import (
     unknown_name,
 )
 from .errors import ConfigurationError
+from .tools import check_choice, checked_tools
 from .validation import Params, checked, known_names
 
 __all__ = ["GenerationParams", "GuidedDecodingParams", "parse_setting", "parse_value"]
@@ -176,6 +177,16 @@ class GenerationParams(Params):
         Alternatives per token of the prompt whose log-probability is kept, 0 to 20.
     priority : int, default 0
         Requests with a lower one are served first, where the server was started for it.
+    tools : list of (dict or callable), optional
+        What the model may call: schemas as OpenAI's API takes them, or Python functions with
+        type hints and a docstring. Kept as schemas. Calls are in the column ``tool_calls``.
+    tool_choice : str, default "auto"
+        ``"auto"``: the model decides; ``"none"``: it calls none; ``"required"``: it calls one;
+        or the name of the tool that it calls.
+    separate_reasoning : bool, default True
+        Put what the model thinks in a leading ``<think>`` block, or what a server tells of it,
+        in the column ``reasoning`` and not in ``output``. ``False`` leaves it in the output,
+        between the tags.
 
     Raises
     ------
@@ -214,6 +225,20 @@ class GenerationParams(Params):
         None, optional(Check("a whole number from 0 to 20", _logprobs))
     )
     priority: int = checked(0, integer())
+    tools: Sequence[Any] | None = checked(
+        None, optional(Check("a list of function schemas or Python functions", checked_tools))
+    )
+    tool_choice: str = checked("auto", nonempty())
+    separate_reasoning: bool = checked(True, boolean())
+
+    def _check_together(self) -> None:
+        check_choice(self.tools, self.tool_choice)
+        for name in ("guided_decoding", "raw") if self.tools is not None else ():
+            if getattr(self, name):
+                raise ConfigurationError(
+                    f"tools and {name} exclude each other",
+                    hint="tools are told of in a chat template, and calls have a form of their own",
+                )
 
 
 _WORDS = {"true": True, "false": False, "none": None}

@@ -44,7 +44,9 @@ class Prompt:
         """The request's part that carries the prompt, and why it cannot be sent, if it cannot."""
         if isinstance(self.conversation, str):
             return {"prompt": self.conversation}, _unreadable([self.conversation])
-        problem = _unreadable([m.text for m in self.conversation.messages])
+        calls = [call for m in self.conversation.messages for call in m.tool_calls]
+        arguments = [call.to_dict()["function"]["arguments"] for call in calls]
+        problem = _unreadable([*(m.text for m in self.conversation.messages), *arguments])
         if raw:
             if self.has_images:
                 problem = problem or "a raw prompt is text alone: an image needs the chat template"
@@ -164,7 +166,9 @@ def _listed(prompts: Any) -> Sequence[Any]:
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, Mapping) and "role" in value and "content" in value
+    if not isinstance(value, Mapping) or "role" not in value:
+        return False
+    return "content" in value or "tool_calls" in value
 
 
 def _from_frame(

@@ -213,13 +213,14 @@ RECIPES = {
     for made in (
         Recipe(
             "native",
-            modules=("torch", "transformers"),
+            modules=("torch", "transformers", "peft"),
             requirements=(
                 "torch>=2.13",
                 "transformers>=5.23,<6",
                 *_TO_DEQUANTIZE,
                 "bitsandbytes>=0.50",
                 "llguidance>=1.9",
+                "peft>=0.21",
                 # Tokenizers of many models: 3 MB together.
                 "sentencepiece>=0.2",
                 "tiktoken>=0.9",

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from . import frame as frames
 from . import rowfile
+from .answers import read
 from .checks import path_text
 from .config import GenerationParams
 from .errors import ConfigurationError, OutputError
-from .frame import Row
+from .frame import ANSWERED, Row
 from .records import Delta, Finished, Outcome, Progress, Record, RowRequest
 from .resume import Asked, keys, other_prompt
-from .structured import parse
 
 if TYPE_CHECKING:
     import os
@@ -31,9 +31,13 @@ if TYPE_CHECKING:
 
 __all__ = ["RowStore", "read_rows"]
 
-ANSWERED = ("stop", "length")
 # Rows that finish within this time share a commit, and with it the wait for the disk.
 GATHER_S = 0.02
+# The parameters that say which columns there are, and how they are read from the text.
+_SHAPE = (
+    *("n", "logprobs", "prompt_logprobs", "guided_decoding"),
+    *("raw", "separate_reasoning", "tools", "tool_choice"),
+)
 _FIELDS = tuple(field.name for field in dataclasses.fields(Row))
 
 
@@ -148,7 +152,7 @@ class RowStore:
     # ------------------------------------------------------------------------- writing
 
     def _put(self, record: Finished) -> None:
-        # Encoded at once: whoever gets the row may change it, as structured.parse does.
+        # Encoded at once: whoever gets the row may change it, as answers.read does.
         row, request = record.row, self.left[record.number]
         fingerprint = self._asked.fingerprint(request)
         key = self._keys[request.index]
@@ -214,9 +218,8 @@ def read_rows(path: str | os.PathLike[str]) -> pd.DataFrame:
     if known is None:
         raise ConfigurationError(f"{place} is empty: no run has begun to write to it")
     asked = known["generation_params"]
-    shape = ("n", "logprobs", "prompt_logprobs", "guided_decoding")
-    params = GenerationParams(**{n: asked.get(n, 1 if n == "n" else None) for n in shape})
-    rows = [parse(_decoded(text), params) for text in texts]
+    params = GenerationParams(**{n: asked[n] for n in _SHAPE if asked.get(n) is not None})
+    rows = [read(_decoded(text), params) for text in texts]
     facts = {**known, "model": known["model_params"]["model_name"], "rows": len(rows)}
     optional = frames.optional_columns(rows, params)
     return frames.build(rows, facts, samples=params.n > 1, optional=optional)

@@ -268,4 +268,5 @@ _FROM_EVENT = (
     "error",
     "logprobs",
     "prompt_logprobs",
+    "tool_calls",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ VERSION = "2023-06-01"
 _FINISH = {
     "end_turn": "stop",
     "stop_sequence": "stop",
-    "tool_use": "stop",
+    "tool_use": "tool_calls",
     "pause_turn": "stop",
     "max_tokens": "length",
     "model_context_window_exceeded": "length",
@@ -39,7 +40,7 @@ class AnthropicWire:
         body: dict[str, Any] = {
             "model": model,
             "max_tokens": params["max_new_tokens"],
-            "messages": [_message(m) for m in messages if m["role"] != "system"],
+            "messages": _messages(messages),
             "stream": True,
         }
         if system:
@@ -49,6 +50,8 @@ class AnthropicWire:
         if params.get("guided_decoding"):
             form = {"type": "json_schema", "schema": params["guided_decoding"]["json"]}
             body["output_config"] = {"format": form}
+        if params.get("tools"):
+            body.update(_tools(params["tools"], params["tool_choice"]))
         body.update(self._extra)
         return Request("/messages", body)
 
@@ -60,20 +63,38 @@ class AnthropicWire:
             raise failure
         if kind == "message_start":
             self._usage(value["message"].get("usage") or {}, answer)
+        elif kind == "content_block_start":
+            block = value.get("content_block") or {}
+            if block.get("type") == "tool_use":
+                answer.called(value["index"], block["name"], None)
         elif kind == "content_block_delta":
-            delta = value["delta"]
-            if delta.get("type") == "text_delta":
-                answer.token(delta["text"])
-            elif delta.get("type") in ("thinking_delta", "input_json_delta"):
-                answer.token("")
+            self._delta(value, answer)
         elif kind == "message_delta":
             self._finish(value.get("delta") or {}, answer)
             self._usage(value.get("usage") or {}, answer)
         elif kind == "message_stop":
             answer.done = True
 
+    @staticmethod
+    def _delta(value: Mapping[str, Any], answer: Answer) -> None:
+        delta = value["delta"]
+        if delta.get("type") == "text_delta":
+            answer.token(delta["text"])
+        elif delta.get("type") == "thinking_delta":
+            answer.thought(delta["thinking"])
+        elif delta.get("type") == "input_json_delta":
+            answer.called(value["index"], None, delta["partial_json"])
+
     def whole(self, value: dict[str, Any], answer: Answer) -> None:
-        answer.pieces = [b["text"] for b in value.get("content") or () if b.get("type") == "text"]
+        for place, block in enumerate(value.get("content") or ()):
+            kind = block.get("type")
+            if kind == "text":
+                answer.token(block["text"])
+            elif kind == "thinking":
+                answer.thought(block["thinking"])
+            elif kind == "tool_use":
+                answer.called(place, block["name"], json.dumps(block["input"]))
+        answer.first_at = 0.0  # when its first token was made cannot be known
         self._finish(value, answer)
         self._usage(value.get("usage") or {}, answer)
 
@@ -99,11 +120,52 @@ def _text(content: str | Sequence[Mapping[str, Any]]) -> str:
     return content if isinstance(content, str) else "\n".join(p["text"] for p in content)
 
 
+def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A conversation's turns; the results of calls stand in one of the user's."""
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        if message["role"] == "system":
+            continue
+        turn = _message(message)
+        if message["role"] == "tool" and turns and turns[-1].get("role") == "tool":
+            turns[-1]["content"] += turn["content"]
+        else:
+            turns.append(turn)
+    return [{**t, "role": "user" if t["role"] == "tool" else t["role"]} for t in turns]
+
+
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     content = message["content"]
     if not isinstance(content, str):
         content = [_part(part) for part in content]
+    if message["role"] == "tool":
+        result = {"type": "tool_result", "tool_use_id": message.get("tool_call_id")}
+        return {"role": "tool", "content": [{**result, "content": content}]}
+    if message.get("tool_calls"):
+        said = [{"type": "text", "text": content}] if content else []
+        content = [*said, *map(_use, message["tool_calls"])]
     return {"role": message["role"], "content": content}
+
+
+def _use(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    arguments = json.loads(function["arguments"])
+    return {"type": "tool_use", "id": call["id"], "name": function["name"], "input": arguments}
+
+
+def _tools(tools: Sequence[Mapping[str, Any]], choice: str) -> dict[str, Any]:
+    """Tools, and which is called, in Anthropic's words."""
+    kinds = {"auto": "auto", "none": "none", "required": "any"}
+    wanted = {"type": kinds[choice]} if choice in kinds else {"type": "tool", "name": choice}
+    return {"tools": [_tool(tool["function"]) for tool in tools], "tool_choice": wanted}
+
+
+def _tool(function: Mapping[str, Any]) -> dict[str, Any]:
+    tool = {"name": function["name"], "input_schema": {"type": "object", **function["parameters"]}}
+    for name in ("description", "strict"):
+        if function.get(name) is not None:
+            tool[name] = function[name]
+    return tool
 
 
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .. import frame as frames
 from .. import interrupts, resume
+from ..answers import read
 from ..checks import integer
 from ..config import GenerationParams, ModelParams, RemoteParams
 from ..errors import ConfigurationError, UnsupportedParameter
@@ -20,7 +21,7 @@ from ..progress import Reporter, reporter
 from ..prompts import Prompt, Prompts, is_frame, normalise
 from ..records import Finished, Outcome, RowRequest
 from ..run import AHEAD, Run, new_run_id
-from ..structured import parse
+from ..tools import choice_kind
 from . import registry
 from .registry import Capabilities
 from .results import conclude
@@ -226,7 +227,7 @@ class InferenceEngine(abc.ABC):
                 with reporter(progress) as report:
                     for record in store.records(run):
                         if isinstance(record, Finished):
-                            rows.append(parse(record.row, params))
+                            rows.append(read(record.row, params))
                         report(record)
                 outcome.interrupted = guard.take() or outcome.interrupted
                 return conclude(
@@ -320,6 +321,10 @@ class InferenceEngine(abc.ABC):
             )
             if kind not in self.capabilities.guided_decoding:
                 self._refuse(kind, getattr(guided, kind), of="guided_decoding")
+        choice = choice_kind(params)
+        if choice is not None and choice not in self.capabilities.tool_choice:
+            able = registry.supporting(choice, of="tool_choice")
+            raise self._cannot(f"honour tool_choice={params.tool_choice!r}", "tool_choice", able)
 
     def _refuse(self, name: str, value: object, *, of: str) -> None:
         label = f"guided decoding by {name}" if of == "guided_decoding" else f"{name}={value!r:.80}"

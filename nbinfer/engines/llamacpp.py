@@ -100,9 +100,11 @@ class LlamaCppInferenceEngine(AdapterEngine):
         able = super().capabilities
         if self.binding == "xllamacpp":
             return able
+        # The high-level Llama takes one request at a time, and reads no calls out of an answer.
         return replace(
             able,
             model=able.model - {"chat_template_kwargs"},
+            tool_choice=able.tool_choice - {"auto"},
             features=able.features - {"continuous_batching"},
         )
 
@@ -144,6 +146,7 @@ class LlamaCppInferenceEngine(AdapterEngine):
                 for f in files
             ],
             "chat_template": params.chat_template,
+            "own_template": header.get("tokenizer.chat_template", ""),
             "facts": model.to_dict(),
         }
         found = projector.find(options.pop("mmproj", None), model.path, header)

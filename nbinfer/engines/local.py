@@ -16,6 +16,7 @@ from ..errors import ConfigurationError, RunInterrupted, UnsupportedParameter
 from ..local_run import LocalRun
 from ..records import Outcome, RowRequest
 from ..residents import Plan, Resident, pool
+from ..tools import call_schema
 from ..torch_build import gpu_vendor
 from ..worker.host import Event, kernel_python
 from . import registry
@@ -112,8 +113,8 @@ class LocalEngine(InferenceEngine):
         tokenizer = params.tokenizer_name
         if tokenizer is not None and Path(tokenizer).expanduser().is_dir():
             tokenizer = str(Path(tokenizer).expanduser())
-        message = {
-            "path": str(model.path),
+        return {
+            **self._place(model),
             "n_ctx": params.model_max_length,
             "dtype": params.torch_dtype_str,
             "tokenizer": tokenizer,
@@ -122,6 +123,11 @@ class LocalEngine(InferenceEngine):
             "compile": params.compile,
             "facts": model.to_dict(),
         }
+
+    @staticmethod
+    def _place(model: models.ResolvedModel) -> dict[str, Any]:
+        """Where a backend finds a model, or what it has to convert."""
+        message: dict[str, Any] = {"path": str(model.path)}
         if model.derived_from:
             message["derive_from"] = model.derived_from
             message["mark"] = {"sha256": model.sha256}
@@ -157,7 +163,18 @@ class LocalEngine(InferenceEngine):
         values = super()._row_params(params)
         if self.model_params.chat_template_kwargs:
             values["chat_template_kwargs"] = dict(self.model_params.chat_template_kwargs)
+        if params.tools is not None:
+            self._add_tools(values, params)
         return values
+
+    def _add_tools(self, values: dict[str, Any], params: GenerationParams) -> None:
+        """A forced call is one of guided decoding; a model that may call none is told of none."""
+        assert params.tools is not None
+        schema = call_schema(params.tools, params.tool_choice)
+        if schema is not None:
+            values["guided_decoding"] = {"json": schema}
+        if params.tool_choice == "none":
+            values["tools"] = None
 
     def memory(self) -> dict[str, int | None]:
         resident = self.resident

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from ..config import GenerationParams
 from ..errors import ConfigurationError
+from ..records import RowRequest
 from ..remote.batch_apis import OpenAIBatches
 from ..remote.openai import OpenAIWire
+from ..remote.service import Service
+from ..tools import CHOICES
 from .remote import RemoteEngine
 
 __all__ = ["OpenAICompatibleInferenceEngine", "OpenAIInferenceEngine"]
@@ -45,12 +51,23 @@ class OpenAICompatibleInferenceEngine(RemoteEngine):
     def wire(self) -> OpenAIWire:
         return OpenAIWire(self.remote_params.extra_body)
 
+    async def _ready(self, service: Service, requests: Sequence[RowRequest] = ()) -> None:
+        await super()._ready(service, requests)
+        if any(r.params.get("tools") for r in requests):
+            self._check_reads_calls(
+                service, "Its model's chat template knows no tools, and llama.cpp drops them then."
+            )
+
 
 class OpenAIWireOfOpenAI(OpenAIWire):
     """OpenAI's own: newer models take ``max_completion_tokens`` alone."""
 
     sampling = ("top_p", "seed", "frequency_penalty", "presence_penalty")
     limit = "max_completion_tokens"
+
+    def tools(self, tools: Sequence[Mapping[str, Any]], choice: str) -> dict[str, Any]:
+        named: Any = {"type": "function", "function": {"name": choice}}
+        return {"tools": list(tools), "tool_choice": choice if choice in CHOICES else named}
 
 
 class OpenAIInferenceEngine(RemoteEngine):

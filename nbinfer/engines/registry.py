@@ -15,17 +15,22 @@ if TYPE_CHECKING:
 __all__ = ["Capabilities", "EngineSpec", "engine_class", "names", "spec", "specs", "supporting"]
 
 # What every engine of ours has.
-COMMON = frozenset({"max_new_tokens", "temperature", "seed", "n", "raw"})
+COMMON = frozenset({"max_new_tokens", "temperature", "seed", "n", "raw", "separate_reasoning"})
 SAMPLING = frozenset({"top_p", "top_k", "min_p", "repetition_penalty", "logit_bias"})
 PENALTIES = frozenset({"frequency_penalty", "presence_penalty"})
 STOPS = frozenset({"stop_strings", "stop_token_ids"})
+TOOLS = frozenset({"tools", "tool_choice"})
 # What native, vLLM and SGLang have in common.
 FULL = frozenset(
-    {*COMMON, *SAMPLING, *PENALTIES, *STOPS, "logprobs", "skip_special_tokens", "guided_decoding"}
+    {
+        *(*COMMON, *SAMPLING, *PENALTIES, *STOPS, *TOOLS),
+        *("logprobs", "skip_special_tokens", "guided_decoding"),
+    }
 )
 GUIDED = frozenset({"json", "regex", "choice", "grammar"})
+CALLS = frozenset({"auto", "none", "required", "named"})
 # What every server has: nothing is loaded here, and many rows are under way at once.
-SERVER = frozenset({"streaming", "continuous_batching", "server"})
+SERVER = frozenset({"streaming", "continuous_batching", "server", "tools", "reasoning"})
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Capabilities:
         Fields of ``ModelParams`` beyond ``model_name`` and ``model_kwargs``.
     guided_decoding : frozenset of str
         ``"json"``, ``"regex"``, ``"choice"``, ``"grammar"``.
+    tool_choice : frozenset of str
+        ``"auto"``, ``"none"``, ``"required"``, ``"named"``.
     features : frozenset of str
         ``"streaming"``, ``"continuous_batching"``, ``"prefix_caching"``, ``"vision"``, ...
     """
@@ -47,6 +54,7 @@ class Capabilities:
     generation: frozenset[str] = COMMON
     model: frozenset[str] = frozenset()
     guided_decoding: frozenset[str] = frozenset()
+    tool_choice: frozenset[str] = frozenset()
     features: frozenset[str] = frozenset()
 
 
@@ -84,6 +92,7 @@ _SPECS = {
                 generation=COMMON
                 | SAMPLING
                 | PENALTIES
+                | TOOLS
                 | {"stop_strings", "logprobs", "guided_decoding", "adapter"},
                 model=frozenset(
                     {
@@ -96,6 +105,7 @@ _SPECS = {
                     }
                 ),
                 guided_decoding=frozenset({"json", "choice", "grammar"}),
+                tool_choice=CALLS,
                 features=frozenset(
                     {
                         "streaming",
@@ -107,6 +117,8 @@ _SPECS = {
                         "vision",
                         "speculative",
                         "quantization",
+                        "tools",
+                        "reasoning",
                     }
                 ),
             ),
@@ -117,9 +129,11 @@ _SPECS = {
             "Hugging Face Transformers: every model, for prototypes and debugging",
             library="transformers",
             capabilities=Capabilities(
-                generation=FULL | {"num_beams"},
+                generation=FULL | {"num_beams", "adapter"},
                 model=frozenset(
                     {
+                        "adapter_model",
+                        "adapters",
                         "model_revision",
                         "tokenizer_name",
                         "tokenizer_kwargs",
@@ -134,8 +148,13 @@ _SPECS = {
                     }
                 ),
                 guided_decoding=GUIDED,
+                tool_choice=CALLS,
                 features=frozenset(
-                    {"streaming", "cpu", "gguf", "safetensors", "quantization", "exec"}
+                    {
+                        *("streaming", "continuous_batching", "prefix_caching", "cpu"),
+                        *("gguf", "safetensors", "quantization", "adapters", "speculative"),
+                        *("exec", "tools", "reasoning"),
+                    }
                 ),
             ),
         ),
@@ -162,6 +181,7 @@ _SPECS = {
                     }
                 ),
                 guided_decoding=GUIDED,
+                tool_choice=CALLS,
                 features=frozenset(
                     {
                         "streaming",
@@ -172,6 +192,8 @@ _SPECS = {
                         "quantization",
                         "adapters",
                         "vision",
+                        "tools",
+                        "reasoning",
                     }
                 ),
             ),
@@ -184,6 +206,7 @@ _SPECS = {
                 generation=FULL | {"adapter", "prompt_logprobs", "priority"},
                 model=frozenset({"adapter_model", "adapters", "chat_template_kwargs"}),
                 guided_decoding=GUIDED,
+                tool_choice=CALLS,
                 features=SERVER | {"prefix_caching", "adapters", "vision"},
             ),
         ),
@@ -194,6 +217,7 @@ _SPECS = {
             capabilities=Capabilities(
                 generation=FULL | {"adapter", "prompt_logprobs", "priority"},
                 guided_decoding=GUIDED,
+                tool_choice=CALLS,
                 features=SERVER | {"prefix_caching", "adapters", "vision"},
             ),
         ),
@@ -204,8 +228,10 @@ _SPECS = {
             capabilities=Capabilities(
                 generation=COMMON - {"raw"}
                 | PENALTIES
+                | TOOLS
                 | {"top_p", "logit_bias", "stop_strings", "logprobs", "guided_decoding"},
                 guided_decoding=frozenset({"json"}),
+                tool_choice=CALLS,
                 features=SERVER | {"prefix_caching", "vision", "batch"},
             ),
         ),
@@ -214,8 +240,10 @@ _SPECS = {
             "anthropic:AnthropicInferenceEngine",
             "Anthropic's Messages API",
             capabilities=Capabilities(
-                generation=frozenset({"max_new_tokens", "n", "stop_strings", "guided_decoding"}),
+                generation=TOOLS
+                | {"max_new_tokens", "n", "stop_strings", "guided_decoding", "separate_reasoning"},
                 guided_decoding=frozenset({"json"}),
+                tool_choice=CALLS,
                 features=SERVER | {"prefix_caching", "vision", "batch"},
             ),
         ),
@@ -227,8 +255,10 @@ _SPECS = {
                 generation=COMMON
                 | SAMPLING
                 | PENALTIES
+                | TOOLS
                 | {"stop_strings", "logprobs", "guided_decoding"},
                 guided_decoding=frozenset({"json"}),
+                tool_choice=CALLS,
                 features=SERVER | {"vision"},
             ),
         ),
@@ -237,7 +267,11 @@ _SPECS = {
             "echo:EchoInferenceEngine",
             "answers with the prompt: for tests and for learning the magics",
             hidden=True,
-            capabilities=Capabilities(features=frozenset({"streaming", "cpu", "exec"})),
+            capabilities=Capabilities(
+                generation=COMMON | TOOLS,
+                tool_choice=CALLS - {"auto"},
+                features=frozenset({"streaming", "cpu", "exec", "reasoning"}),
+            ),
         ),
     )
 }

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from .. import interrupts, measure, server_records, settings
 from ..checks import Secret
 from ..config import ModelParams, RemoteParams
-from ..errors import ConfigurationError, ModelNotFound, RunInterrupted
+from ..errors import ConfigurationError, ModelNotFound, RunInterrupted, UnsupportedParameter
 from ..notices import notify
 from ..records import RowRequest
 from ..remote import service as services
@@ -21,6 +21,7 @@ from ..remote.loop import loop
 from ..remote.run import RemoteRun
 from ..remote.service import Service
 from ..run import Run
+from . import registry
 from .base import InferenceEngine
 
 __all__ = ["RemoteEngine"]
@@ -150,6 +151,18 @@ class RemoteEngine(InferenceEngine):
         adapters = sorted({*asked, *(self.model_params.adapters or {})})
         for name in check_model(service, self.served_name, self.library, adapters):
             await self._add_adapter(service, name)
+
+    def _check_reads_calls(self, service: Service, hint: str) -> None:
+        """Refuse tools of a server that would take them, and tell of no call."""
+        for server in service.servers:
+            if server.facts.get("reads_calls") is False:
+                raise UnsupportedParameter(
+                    f"{server.shown} reads no calls of tools out of an answer",
+                    parameter="tools",
+                    engine=self.name,
+                    engines=registry.supporting("auto", of="tool_choice"),
+                    hint=hint,
+                )
 
     async def _add_adapter(self, service: Service, name: str) -> None:
         """Have the servers load an adapter that they do not serve yet."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import httpx
@@ -12,6 +12,7 @@ from ..remote.exchange import Answer
 from ..remote.failures import from_exception, from_response
 from ..remote.openai import NEUTRAL, OpenAIWire, plain_fields
 from ..remote.service import Server, Service
+from ..tools import call_schema
 from .remote import RemoteEngine
 
 __all__ = ["RemoteVLLMInferenceEngine", "VLLMWire"]
@@ -36,6 +37,13 @@ class VLLMWire(OpenAIWire):
     def guided(self, guided: Mapping[str, Any]) -> dict[str, Any]:
         wanted = {kind: guided[kind] for kind in _KINDS if guided.get(kind) is not None}
         return {"structured_outputs": wanted}
+
+    def tools(self, tools: Sequence[Mapping[str, Any]], choice: str) -> dict[str, Any]:
+        """A forced call by structured outputs: vLLM's own way needs a ``--tool-call-parser``."""
+        schema = call_schema(tools, choice)
+        if schema is None:
+            return super().tools(tools, choice)
+        return {"tools": list(tools), "tool_choice": "none", **self.guided({"json": schema})}
 
     def adapt(self, body: dict[str, Any], params: Mapping[str, Any]) -> None:
         body.update(plain_fields(params, "prompt_logprobs"))

@@ -67,7 +67,7 @@ def conclude(
     runstore.remember(facts)
     runstore.set_last(result)
     if outcome.interrupted:
-        done = sum(row.finish_reason in ("stop", "length", "error") for row in rows)
+        done = sum(row.finish_reason in (*frames.ANSWERED, "error") for row in rows)
         raise RunInterrupted(
             f"stopped with {done} of {len(rows)} rows finished; they are kept in nbinfer.last()",
             result,
@@ -91,7 +91,7 @@ def _facts(
     own = engine._run_facts(run)
     made = rows[resumed:]  # by this run: throughput is of these alone
     tokens = sum(row.output_tokens or 0 for row in made)
-    answered = sum(row.finish_reason in ("stop", "length") for row in made)
+    answered = sum(row.finish_reason in frames.ANSWERED for row in made)
     running_s = own.get("running_s") or None
     facts: dict[str, Any] = {
         "run_id": run.run_id,

@@ -13,6 +13,7 @@ from ..records import RowRequest
 from ..remote.exchange import Answer, Request
 from ..remote.openai import NEUTRAL, OpenAIWire
 from ..remote.service import Service
+from ..tools import call_schema
 from . import registry
 from .remote import RemoteEngine
 
@@ -39,6 +40,14 @@ class SGLangWire(OpenAIWire):
         if guided.get("regex") is not None:
             return {"regex": guided["regex"]}
         return {"ebnf": guided["grammar"]}
+
+    def tools(self, tools: Sequence[Mapping[str, Any]], choice: str) -> dict[str, Any]:
+        """A forced call by its schema: SGLang's own way needs a ``--tool-call-parser``."""
+        schema = call_schema(tools, choice)
+        if schema is None:
+            return super().tools(tools, choice)
+        # With "none" the chat template would not be told of the tools.
+        return {"tools": list(tools), "tool_choice": "auto", **self.guided({"json": schema})}
 
     def adapt(self, body: dict[str, Any], params: Mapping[str, Any]) -> None:
         if params.get("adapter"):  # SGLang's own way; as a model's name it wants a prefix
@@ -156,6 +165,13 @@ class SGLangInferenceEngine(RemoteEngine):
                     engines=registry.supporting("seed"),
                     hint="Start it with --enable-deterministic-inference, or leave out the seed.",
                 )
+
+        if any(r.params.get("tools") and r.params["tool_choice"] == "auto" for r in requests):
+            self._check_reads_calls(
+                service,
+                "Start it with --tool-call-parser NAME (%engine serve sglang -k "
+                "tool_call_parser=NAME), or force a call by tool_choice.",
+            )
 
     def _check_generation(self, params: GenerationParams) -> None:
         super()._check_generation(params)

@@ -6,9 +6,9 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from .. import interrupts
+from ..answers import read
 from ..errors import ConfigurationError, NbinferError, RunInterrupted
 from ..records import Delta, Finished
-from ..structured import parse
 from .results import conclude
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class TextStream:
                 if isinstance(record, Delta) and record.text:
                     return record.text
                 if isinstance(record, Finished):
-                    self._rows.append(parse(record.row, self._params))
+                    self._rows.append(read(record.row, self._params))
             if self._result is None:
                 outcome = self._run.outcome
                 outcome.interrupted = guard.take() or outcome.interrupted

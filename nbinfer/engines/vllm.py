@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 from .. import gpu, models, settings
 from ..config import GenerationParams, ModelParams
-from ..errors import ConfigurationError, ModelNotFound
+from ..errors import ConfigurationError
 from ..local_run import LocalRun
 from ..notices import notify
 from ..records import RowRequest
 from ..residents import Plan, pool
-from .local import LocalEngine, check_counts, physical_cores
+from .adapters import PeftAdapters, adapter_config
+from .local import check_counts, physical_cores
 
 __all__ = ["VLLMInferenceEngine"]
 
@@ -27,7 +27,7 @@ USUAL_CACHE_BYTES = 1_000_000_000
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
-class VLLMInferenceEngine(LocalEngine):
+class VLLMInferenceEngine(PeftAdapters):
     """vLLM's ``AsyncLLM`` in a worker process: continuous batching, paged KV cache, LoRA.
 
     Parameters
@@ -42,7 +42,8 @@ class VLLMInferenceEngine(LocalEngine):
         ``model_kwargs``: any argument of vLLM's ``AsyncEngineArgs``
         (``gpu_memory_utilization``, ``tensor_parallel_size``, ``quantization``,
         ``max_num_seqs``, ``enforce_eager``, ``enable_prefix_caching``, ...), and ``n_threads``
-        on a CPU (default: physical cores).
+        on a CPU (default: physical cores), and ``tool_call_parser``: vLLM's name of the form in
+        which the model calls tools freely, such as ``"hermes"``.
     generation_params : GenerationParams, optional
         Defaults for every call.
 
@@ -81,42 +82,27 @@ class VLLMInferenceEngine(LocalEngine):
         "max_lora_rank",
         "limit_mm_per_prompt",
         "n_threads",
+        "tool_call_parser",
     )
 
     def _check_model(self, params: ModelParams) -> None:
         super()._check_model(params)
         _check_options(params.model_kwargs)
 
+    def _check_generation(self, params: GenerationParams) -> None:
+        super()._check_generation(params)
+        free = params.tools is not None and params.tool_choice == "auto"
+        if free and "tool_call_parser" not in self.model_params.model_kwargs:
+            raise ConfigurationError(
+                "vllm reads the calls of tool_choice='auto' with the parser of the model's form",
+                hint="name it: model_kwargs={'tool_call_parser': 'hermes'}, or -k "
+                "tool_call_parser=hermes; or force a call by tool_choice='required' or a name",
+            )
+
     # ------------------------------------------------------------------- adapters
 
-    @property
-    def _adapters(self) -> dict[str, str]:
-        """LoRA folders by name; ``adapter_model`` is ``default``."""
-        declared = dict(self.model_params.adapters or {})
-        single = self.model_params.adapter_model
-        found = {"default": single, **declared} if single is not None else declared
-        return {name: str(Path(path).expanduser()) for name, path in found.items()}
-
-    def _params(self, given: GenerationParams | None) -> GenerationParams:
-        params = super()._params(given)
-        if params.adapter is None and self.model_params.adapter_model is not None:
-            return dataclasses.replace(params, adapter="default")
-        if params.adapter is not None and params.adapter not in self._adapters:
-            declared = ", ".join(map(repr, self._adapters)) or "none"
-            raise ConfigurationError(
-                f"adapter {params.adapter!r} is not among this engine's",
-                hint=f"declared: {declared}; ModelParams(adapters={{name: path}}) declares one",
-            )
-        return params
-
-    def _row_params(self, params: GenerationParams) -> dict[str, Any]:
-        values = super()._row_params(params)
-        if params.adapter is not None:
-            path = self._adapters[params.adapter]
-            # A folder that is none is told here, before anything runs.
-            rank = _adapter_rank(path)
-            values["adapter"] = {"name": params.adapter, "path": path, "rank": rank}
-        return values
+    def _adapter_facts(self, path: str) -> dict[str, Any]:
+        return {"rank": _adapter_rank(path)}
 
     def plan(self) -> Plan:
         """What has to be resident: one vLLM serves a model with and without adapters.
@@ -170,6 +156,7 @@ class VLLMInferenceEngine(LocalEngine):
             **self._transformers_message(model),
             "options": options,
             "n_threads": options.pop("n_threads", None) or physical_cores(),
+            "tool_call_parser": options.pop("tool_call_parser", None),
             "most_cache_bytes": most,
             "device_share": gpu.share(pool.pids(), options.get("tensor_parallel_size") or 1),
         }
@@ -188,14 +175,7 @@ class VLLMInferenceEngine(LocalEngine):
 
 def _adapter_rank(path: str) -> int:
     """What a LoRA adapter needs as ``max_lora_rank``, by its folder's ``adapter_config.json``."""
-    config = Path(path) / "adapter_config.json"
-    try:
-        rank = json.loads(config.read_text(encoding="utf-8"))["r"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ModelNotFound(
-            f"no LoRA adapter at {path!r}: vllm takes a folder as PEFT writes it, with "
-            "adapter_config.json and adapter_model.safetensors"
-        ) from None
+    rank = adapter_config(path, "vllm").get("r")
     if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= LORA_RANKS[-1]:
         raise ConfigurationError(
             f"the adapter at {path!r} has rank {rank!r:.80}; vllm takes 1 to {LORA_RANKS[-1]}"

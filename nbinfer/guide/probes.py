@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import GenerationParams, GuidedDecodingParams
 from ..messages import Conversation, ImagePart, Message, Role, TextPart
@@ -197,6 +197,42 @@ def structured_output(bench: Bench) -> str:
     return ", ".join(seen)
 
 
+def set_alarm(hour: Literal[6, 7, 8], label: Literal["morning", "evening"]) -> None:
+    """Set the alarm clock."""
+
+
+def tools(bench: Bench) -> str:
+    """A tool is called with arguments that fit it, and the conversation goes on with its result."""
+    engine = bench.engine()
+    told = {"tools": [set_alarm], "max_new_tokens": 60}
+    asked = Message(Role.USER, "Wake me at 7 in the morning.")
+    calls = row(engine, [Conversation([asked])], tool_choice="set_alarm", **told)["tool_calls"]
+    need(len(calls or ()) == 1, f"the calls were {calls!r:.80}")
+    name, arguments = calls[0]["name"], calls[0]["arguments"]
+    need(
+        name == "set_alarm"
+        and arguments["hour"] in (6, 7, 8)
+        and arguments["label"] in ("morning", "evening"),
+        f"the call was {calls[0]!r:.80}",
+    )
+    said = [asked, Message(Role.ASSISTANT, tool_calls=calls), Message(Role.TOOL, "done")]
+    answer = row(engine, [Conversation(said)], max_new_tokens=8)
+    need(answer["output_tokens"] > 0, "after the tool's result there was no answer")
+    return f"{name}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
+
+
+def reasoning(bench: Bench) -> str:
+    """What is thought in a block is apart from the answer, and is what was in it."""
+    engine = bench.engine()
+    prompt = "Question: 2 + 2?\n<think>"
+    apart = row(engine, prompt, raw=True, max_new_tokens=12)
+    whole = row(engine, prompt, raw=True, max_new_tokens=12, separate_reasoning=False)["output"]
+    thought = apart.get("reasoning")
+    need(thought, f"nothing is apart of {whole!r:.60}")
+    need(whole.lstrip().startswith(thought), f"{thought!r:.40} is not of {whole!r:.40}")
+    return f"{thought!r:.40} in a block that the prompt opens"
+
+
 def logprobs(bench: Bench) -> str:
     """Each token's log-probability, with the likeliest others."""
     tokens = row(bench.engine(), PROMPTS[1], max_new_tokens=4, logprobs=3)["logprobs"]
@@ -299,6 +335,8 @@ PROBES: Mapping[str, Probe] = {
     "multi_turn": Probe(multi_turn),
     "streaming": Probe(streaming),
     "structured_output": Probe(structured_output),
+    "tools": Probe(tools),
+    "reasoning": Probe(reasoning),
     "logprobs": Probe(logprobs),
     "samples": Probe(samples),
     "seeds": Probe(seeds),

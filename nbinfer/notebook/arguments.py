@@ -137,9 +137,14 @@ def _prompt_options(parser: Parser) -> None:
         help="a JSON Schema or pydantic model of the notebook; fills the column 'parsed'",
     )
     add(
+        "--tools",
+        metavar="NAME",
+        help="tools of the notebook: a list of schemas or Python functions; fills 'tool_calls'",
+    )
+    add(
         "--adapter",
         metavar="PATH",
-        help="a LoRA adapter: a GGUF file for llamacpp, a PEFT folder for vllm",
+        help="a LoRA adapter: a GGUF file for llamacpp, a PEFT folder for vllm and native",
     )
     add(
         "--image",

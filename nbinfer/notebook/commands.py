@@ -172,6 +172,8 @@ class Commands:
         if options.schema is not None:
             schema = self._variable(options.schema, "--schema")
             values["guided_decoding"] = GuidedDecodingParams(json=schema)
+        if options.tools is not None:
+            values["tools"] = self._variable(options.tools, "--tools")
         return GenerationParams(**values)
 
     def _variable(self, name: str, option: str) -> Any:

@@ -112,12 +112,21 @@ def _values(option: str, namespace: dict[str, Any]) -> list[str]:
             for n, v in namespace.items()
             if not n.startswith("_") and (isinstance(v, dict) or hasattr(v, "model_json_schema"))
         )
+    if option == "--tools":
+        return sorted(n for n, v in namespace.items() if not n.startswith("_") and _is_tools(v))
     if option in ("-r", "--remote"):
         left_out = ("api_key", "api_url")  # one must not be written here, the other is --url
         return [f"{name}=" for name in RemoteParams.__dataclass_fields__ if name not in left_out]
     if option == "--set":
         return [f"{name}=" for name in GenerationParams.__dataclass_fields__]
     return []
+
+
+def _is_tools(value: Any) -> bool:
+    """Whether a variable may be a list of tools."""
+    return isinstance(value, list) and any(
+        callable(tool) or (isinstance(tool, dict) and "function" in tool) for tool in value
+    )
 
 
 def _models(word: str) -> list[str]:

@@ -138,12 +138,17 @@ async def _ask_sglang(server: Server) -> dict[str, Any]:
     facts = {name: info.get(name) for name in names}
     facts["kv_cache_tokens"] = info.get("max_total_num_tokens")
     facts["deterministic"] = info.get("enable_deterministic_inference")
+    if "tool_call_parser" in info:
+        facts["reads_calls"] = info["tool_call_parser"] is not None
     return facts
 
 
 async def _ask_llamacpp(server: Server) -> dict[str, Any]:
     props = _json(await _get(server, "/props"))
-    return {"version": props.get("build_info"), "slots": props.get("total_slots")}
+    facts = {"version": props.get("build_info"), "slots": props.get("total_slots")}
+    if isinstance(props.get("chat_template"), str):  # one that knows no tools drops them
+        facts["reads_calls"] = re.search(r"\btools\b", props["chat_template"]) is not None
+    return facts
 
 
 def check_model(

@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 import httpx
 from httpx_sse import EventSource
 
+from ..worker.thoughts import Thoughts
 from .failures import Failure, from_body, from_exception, from_response
 from .service import Server
 
@@ -43,6 +44,14 @@ class Request:
 
 
 @dataclass(slots=True)
+class Call:
+    """A tool's call, as it comes."""
+
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(slots=True)
 class Answer:
     """What has come of one answer.
 
@@ -70,9 +79,25 @@ class Answer:
     logprobs: list[dict[str, Any]] | None = None
     prompt_logprobs: list[Any] | None = None
     done: bool = False
+    thoughts: Thoughts = field(default_factory=Thoughts)
+    calls: dict[int, Call] = field(default_factory=dict)
 
     def token(self, text: str) -> None:
-        """Something was generated; ``text`` may be empty (reasoning is no part of the answer)."""
+        """Something was generated; ``text`` may be empty."""
+        self._made(self.thoughts.answer(text))
+
+    def thought(self, text: str) -> None:
+        """A piece of reasoning, which a server tells of apart."""
+        self._made(self.thoughts.reasoning(text))
+
+    def called(self, place: int, name: str | None, arguments: str | None) -> None:
+        """A piece of the tool's call at this place: its name, or some of its arguments' JSON."""
+        call = self.calls.setdefault(place, Call())
+        call.name = name or call.name
+        call.arguments += arguments or ""
+        self._made("")
+
+    def _made(self, text: str) -> None:
         self.last_at = time.monotonic()
         self.first_at = self.first_at or self.last_at
         self.tokens += 1
@@ -213,8 +238,9 @@ def _complete(answer: Answer) -> None:
 
 def fields(answer: Answer) -> dict[str, Any]:
     """What a finished row has of its answer: times in seconds, unknown left out."""
+    closing = answer.thoughts.end() if answer.finish_reason != "length" else ""
     found: dict[str, Any] = {
-        "output": answer.text,
+        "output": answer.text + closing,
         "finish_reason": answer.finish_reason,
         "prompt_tokens": answer.prompt_tokens,
         "output_tokens": answer.output_tokens,
@@ -223,8 +249,23 @@ def fields(answer: Answer) -> dict[str, Any]:
         "prompt_logprobs": answer.prompt_logprobs,
         "latency_s": answer.last_at - answer.sent_at if answer.last_at else None,
     }
+    if answer.calls:
+        found.update(_calls(answer))
     if answer.first_at:
         found["ttft_s"] = answer.first_at - answer.sent_at
         if answer.output_tokens is not None and answer.output_tokens > 1:
             found["tpot_s"] = (answer.last_at - answer.first_at) / (answer.output_tokens - 1)
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _calls(answer: Answer) -> dict[str, Any]:
+    """The tools' calls; of one whose arguments are no JSON, why."""
+    calls, found = [], {}
+    for _, call in sorted(answer.calls.items()):
+        try:
+            calls.append({"name": call.name, "arguments": dict(json.loads(call.arguments or "{}"))})
+        except (ValueError, TypeError):
+            cut = answer.finish_reason == "length"
+            why = "it was cut at max_new_tokens" if cut else f"{call.arguments!r:.200} is no JSON"
+            found["error"] = f"the call of the tool {call.name!r} cannot be read: {why}"
+    return {**found, "tool_calls": calls} if calls else found

@@ -5,9 +5,10 @@ Written against OpenAI's reference; vLLM, SGLang and llama.cpp add to it in thei
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from ..tools import CHOICES
 from .exchange import Answer, Request
 from .failures import from_body
 
@@ -22,7 +23,7 @@ NEUTRAL = {
     "repetition_penalty": 1.0,
 }
 _DEFAULTS = {**NEUTRAL, "skip_special_tokens": True}
-_FINISH = {"stop": "stop", "length": "length", "tool_calls": "stop", "function_call": "stop"}
+_FINISH = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "function_call": "stop"}
 
 
 def plain_fields(params: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -85,6 +86,8 @@ class OpenAIWire:
             body.update({"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top})
         if params.get("guided_decoding"):
             body.update(self.guided(params["guided_decoding"]))
+        if params.get("tools"):
+            body.update(self.tools(params["tools"], params["tool_choice"]))
         self.adapt(body, params)
         body.update(self._extra)
         return Request("/chat/completions" if chat else "/completions", body)
@@ -94,6 +97,15 @@ class OpenAIWire:
         schema = guided["json"]
         form = {"name": "answer", "schema": schema, "strict": _is_strict(schema)}
         return {"response_format": {"type": "json_schema", "json_schema": form}}
+
+    def tools(self, tools: Sequence[Mapping[str, Any]], choice: str) -> dict[str, Any]:
+        """Tools, and which is called. A name is the one tool that must be called: servers such
+        as llama.cpp's take no names, and say nothing.
+        """
+        if choice in CHOICES:
+            return {"tools": list(tools), "tool_choice": choice}
+        named = [tool for tool in tools if tool["function"]["name"] == choice]
+        return {"tools": named, "tool_choice": "required"}
 
     def adapt(self, body: dict[str, Any], params: Mapping[str, Any]) -> None:
         """What a server has beyond OpenAI's reference."""
@@ -123,8 +135,13 @@ class OpenAIWire:
     ) -> None:
         text = message.get("content") or message.get("text") or ""
         reasoning = message.get("reasoning_content") or message.get("reasoning")
-        if text or reasoning:
+        if isinstance(reasoning, str) and reasoning:
+            answer.thought(reasoning)
+        if text:
             answer.token(text if isinstance(text, str) else "")
+        for place, call in enumerate(message.get("tool_calls") or ()):
+            function = call.get("function") or {}
+            answer.called(call.get("index", place), function.get("name"), function.get("arguments"))
         if choice.get("logprobs"):
             answer.logprobs = [*(answer.logprobs or ()), *self.logprobs(choice)]
         if message.get("refusal"):

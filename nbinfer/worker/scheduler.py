@@ -33,6 +33,7 @@ class Request:
         "done",
         "first",
         "last",
+        "opening",
         "pieces",
         "row",
         "run",
@@ -49,6 +50,7 @@ class Request:
         self.stream = bool(data.get("stream"))
         self.dispatched = self.first = self.last = None
         self.pieces = []
+        self.opening = ""  # what the chat template wrote of the answer: it comes before the rest
         self.tokens = self.untold = 0  # made; made since text was last sent
         self.told = self.done = False
 
@@ -110,6 +112,7 @@ class Emit:
 
     def text(self, request, text):
         """A piece of the answer; whoever streams gets it now."""
+        text, request.opening = request.opening + text, ""
         if text:
             request.pieces.append(text)
         if request.stream:

@@ -46,7 +46,7 @@ VARIANTS = {
     "llamacpp": Variant("llamacpp"),
     "llama-cpp-python": Variant("llamacpp", "llama-cpp-python", {"binding": "llama-cpp-python"}),
     "native": Variant("native", "native"),
-    "vllm": Variant("vllm", "vllm"),
+    "vllm": Variant("vllm", "vllm", {"tool_call_parser": "hermes"}),
 }
 SERVERS = {
     "remote-vllm": Variant("remote-vllm", "vllm", server="vllm"),

@@ -63,7 +63,8 @@ def answer(engine, prompt="What is the capital of France?"):
 
 
 def test_a_cell_sees_the_very_model(native):
-    assert native.execute("sum(p.numel() for p in model.parameters())") == "134515008"
+    count = "sum(p.numel() for n, p in model.named_parameters() if 'lora_' not in n)"
+    assert native.execute(count) == "134515008"
     text = native.execute(
         "ids = tokenizer('The capital of France is', return_tensors='pt')\n"
         "with torch.no_grad():\n"

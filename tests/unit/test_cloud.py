@@ -33,7 +33,7 @@ from nbinfer import (
     UnsupportedParameter,
 )
 
-from .apiserver import Server, events, stream
+from .apiserver import Server, chunk, events, stream
 
 KEY = "sk-ant-planted-551"
 PNG = base64.b64decode(
@@ -51,6 +51,40 @@ CHAT = Conversation(
         Message(Role.USER, [TextPart("What is this?"), ImagePart(PNG)]),
         Message(Role.ASSISTANT, "A dot."),
         Message(Role.USER, "Which colour?"),
+    ]
+)
+
+COLOUR_OF = {
+    "type": "function",
+    "function": {
+        "name": "colour_of",
+        "description": "The colour of a thing.",
+        "parameters": {
+            "type": "object",
+            "properties": {"thing": {"type": "string"}},
+            "required": ["thing"],
+        },
+    },
+}
+# What is asked, and Anthropic's word for it.
+CHOICES = {
+    "auto": {"type": "auto"},
+    "none": {"type": "none"},
+    "required": {"type": "any"},
+    "colour_of": {"type": "tool", "name": "colour_of"},
+}
+TOOL_CHAT = Conversation(
+    [
+        Message(Role.USER, "Which colours?"),
+        Message(
+            Role.ASSISTANT,
+            tool_calls=[
+                {"name": "colour_of", "arguments": {"thing": "dot"}},
+                {"name": "colour_of", "arguments": {"thing": "sky"}},
+            ],
+        ),
+        Message(Role.TOOL, "red"),
+        Message(Role.TOOL, "blue"),
     ]
 )
 
@@ -186,7 +220,43 @@ def test_what_anthropic_thinks_is_no_part_of_the_answer(server):
     delta = {"type": "thinking_delta", "thinking": "hmm"}
     thought = {"type": "content_block_delta", "index": 0, "delta": delta}
     server.script = answers(*given[:2], thought, *given[2:])
-    assert made(AnthropicInferenceEngine, server).infer("x")["output"][0] == "The colour is red."
+    row = made(AnthropicInferenceEngine, server).infer("x").loc[0]
+    assert (row["output"], row["reasoning"]) == ("The colour is red.", "hmm")
+
+
+def test_anthropics_tools(server):
+    block = {"type": "tool_use", "id": "toolu_1", "name": "colour_of", "input": {}}
+    start = {"type": "content_block_start", "index": 1, "content_block": block}
+    pieces = [
+        {
+            "type": "content_block_delta",
+            "index": 1,
+            "delta": {"type": "input_json_delta", "partial_json": text},
+        }
+        for text in ("", '{"thing": ', '"dot"}')
+    ]
+    given = anthropic_events(stop_reason="tool_use")
+    kind = pydantic.TypeAdapter(RawMessageStreamEvent)
+    for event in (start, *pieces):
+        kind.validate_python(event)
+    server.script = answers(*given[:-2], start, *pieces, *given[-2:])
+    engine = made(AnthropicInferenceEngine, server)
+    for choice, wanted in CHOICES.items():
+        row = engine.infer(TOOL_CHAT, GenerationParams(tools=[COLOUR_OF], tool_choice=choice)).loc[
+            0
+        ]
+        body = server.calls[-1].body
+        strictly(MessageCreateParamsStreaming, body)
+        assert body["tool_choice"] == wanted
+    assert row["tool_calls"] == [{"name": "colour_of", "arguments": {"thing": "dot"}}]
+    assert row["finish_reason"] == "tool_calls"
+    assert row["output"] == "The colour is red."
+    asked, called, results = body["messages"]
+    assert (asked["role"], called["role"], results["role"]) == ("user", "assistant", "user")
+    ids = [block["id"] for block in called["content"]]
+    assert [block["tool_use_id"] for block in results["content"]] == ids
+    assert called["content"][0]["input"] == {"thing": "dot"}
+    assert body["tools"][0]["input_schema"]["required"] == ["thing"]
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p", "seed", "top_k"])
@@ -259,6 +329,38 @@ def test_openais_request(server):
     strictly(openai_params.CompletionCreateParamsStreaming, call.body)
     assert call.headers["authorization"] == f"Bearer {KEY}"
     assert frame["parsed"][0] == {"colour": "red"}
+
+
+def test_openais_tools(server):
+    function = {"index": 0, "id": "a", "type": "function"}
+    pieces = [
+        {**function, "function": {"name": "colour_of", "arguments": ""}},
+        {"index": 0, "function": {"arguments": '{"thing": "dot"}'}},
+    ]
+    given = []
+    for piece in pieces:
+        event = chunk()
+        event["choices"][0]["delta"] = {"tool_calls": [piece]}
+        given.append(event)
+    given.append(chunk(reason="tool_calls"))
+    for event in given:
+        openai_types.ChatCompletionChunk.model_validate(event)
+
+    async def script(call):
+        for event in (*given, "[DONE]"):
+            await call.event(event)
+        await call.end()
+
+    server.script = script
+    engine = made(OpenAIInferenceEngine, server)
+    for choice in CHOICES:
+        params = GenerationParams(tools=[COLOUR_OF], tool_choice=choice)
+        row = engine.infer(TOOL_CHAT, params).loc[0]
+        strictly(openai_params.CompletionCreateParamsStreaming, server.calls[-1].body)
+    named = {"type": "function", "function": {"name": "colour_of"}}
+    assert server.calls[-1].body["tool_choice"] == named
+    assert row["tool_calls"] == [{"name": "colour_of", "arguments": {"thing": "dot"}}]
+    assert row["finish_reason"] == "tool_calls"
 
 
 def test_openais_reasons_are_told(server):

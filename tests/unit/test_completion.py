@@ -86,6 +86,7 @@ def test_exact_candidates(clean, monkeypatch, tmp_path):
     (tmp_path / "mine.gguf").touch()
     assert candidates("%%infer --data ", SPACE) == ["table"]
     assert candidates("%%infer --schema ", SPACE) == ["Model", "schema"]
+    assert candidates("%%infer --tools ", {"mine": [len], "words": ["a"], "no": []}) == ["mine"]
     assert candidates("%%infer -m ", SPACE) == ["smollm2-135m", "mine.gguf"]
     assert candidates("%%infer --set ", SPACE) == [
         f"{name}=" for name in GenerationParams.__dataclass_fields__

@@ -87,7 +87,9 @@ def test_drafts_are_told_where_there_were_any():
 
 
 def test_each_sampling_parameter_is_sent():
-    asked = body(data(temperature=0.5, seed=3, stop_strings=["x"], logit_bias={7: -1}), 512, None)
+    asked = body(
+        data(temperature=0.5, seed=3, stop_strings=["x"], logit_bias={7: -1}), 512, None, ""
+    )
     assert asked["top_k"] == 0  # llama.cpp's own would be 40
     assert asked["min_p"] == 0
     assert asked["repeat_last_n"] == 512
@@ -95,7 +97,7 @@ def test_each_sampling_parameter_is_sent():
     assert asked["stop"] == ["x"]
     assert asked["logit_bias"] == [[7, -1.0]]
     assert "lora" not in asked
-    assert body(data(), 512, [{"id": 0, "scale": 0.0}])["lora"] == [{"id": 0, "scale": 0.0}]
+    assert body(data(), 512, [{"id": 0, "scale": 0.0}], "")["lora"] == [{"id": 0, "scale": 0.0}]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def test_each_sampling_parameter_is_sent():
 )
 def test_the_form_of_the_answer_is_asked_for(guided, key):
     given = data(guided_decoding=GuidedDecodingParams(**guided))
-    assert key in body(given, 512, None)
+    assert key in body(given, 512, None, "")
 
 
 def test_a_form_that_was_left_out_stops_the_answer_at_once():

@@ -121,14 +121,14 @@ def test_hidden_engines_show_only_when_they_are_used(shell):
 
 
 def test_use_checks_as_the_magic_does(clean):
-    wrong = Selection("native", ModelParams("x", adapters={"a": "b"}))
-    with pytest.raises(UnsupportedParameter, match="adapters"):
+    wrong = Selection("llamacpp", ModelParams("x", tokenizer_name="y"))
+    with pytest.raises(UnsupportedParameter, match="tokenizer_name"):
         selection.use(wrong)
     assert selection.current().engine == "llamacpp"
     row = switcher.state().rows[0]
     switcher.use(panels.Row(row.key, False, "not loaded", wrong))
     assert switcher.said.failed
-    assert "adapters" in switcher.said.text
+    assert "tokenizer_name" in switcher.said.text
     assert selection.current().engine == "llamacpp"
 
 

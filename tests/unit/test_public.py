@@ -47,6 +47,7 @@ NAMES = [
     "ServerUnreachable",
     "TemplateError",
     "TextPart",
+    "ToolCall",
     "UnsupportedParameter",
     "VLLMInferenceEngine",
     "__version__",

@@ -12,7 +12,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from nbinfer import GenerationParams, cli, hub, models, selection, settings
+from nbinfer import (
+    GenerationParams,
+    LlamaCppInferenceEngine,
+    NativeTextInferenceEngine,
+    VLLMInferenceEngine,
+    cli,
+    hub,
+    models,
+    selection,
+    settings,
+)
 from nbinfer.engines import registry
 from nbinfer.frame import COLUMNS
 from nbinfer.notebook.arguments import engine_parser, infer_parser
@@ -144,31 +154,52 @@ def test_the_parameters_page_has_every_field_with_its_default():
         assert said == wanted, name
 
 
-@pytest.mark.parametrize(("place", "engine"), [(3, "llamacpp"), (4, "native")])
-def test_the_parameters_page_says_refused_where_an_engine_refuses(place, engine):
-    able = registry.spec(engine).capabilities.generation
-    for cells in table(PARAMETERS):
-        (field,), text = named(cells[0]), cells[place]
-        if field in able:
-            assert not text.startswith("refused:"), field
-            continue
-        # A default may be passed: what is refused is any other value.
-        assert "refused" in text, field
+ENGINES = {
+    "local": {
+        "llamacpp": LlamaCppInferenceEngine,
+        "llamacpp -k binding=llama-cpp-python": lambda: LlamaCppInferenceEngine(
+            binding="llama-cpp-python"
+        ),
+        "native": NativeTextInferenceEngine,
+        "vllm": VLLMInferenceEngine,
+    },
+    "servers": {
+        name: registry.engine_class(name)
+        for name in ("remote-vllm", "sglang", "openai", "anthropic", "openai-compatible")
+    },
+}
 
 
-@pytest.mark.parametrize(
-    ("place", "engine"),
-    [(1, "remote-vllm"), (2, "sglang"), (3, "openai-compatible"), (4, "openai")],
-)
-def test_the_parameters_page_says_refused_where_a_server_is_not_asked(place, engine):
-    able = registry.spec(engine).capabilities.generation
-    seen = set()
-    for cells in table(PARAMETERS.split("<!-- servers -->", 1)[1]):
-        for field in named(cells[0]):
-            seen.add(field)
-            refused = re.match(r"refused(?! unless)", cells[place]) is not None
-            assert refused is (field not in able), field
-    assert seen == {f.name for f in fields(GenerationParams)}
+def test_the_parameters_page_has_every_engine():
+    assert {name.split()[0] for made in ENGINES.values() for name in made} == set(registry.names())
+
+
+@pytest.mark.parametrize("mark", ENGINES)
+def test_the_parameters_page_says_refused_where_an_engine_refuses(mark):
+    """Each field of each engine: refused exactly where the engine's own check refuses it."""
+    text = PARAMETERS.split(f"<!-- {mark} -->\n", 1)[1]
+    head, rows = text.splitlines()[0], table(text)
+    assert named(head) == list(ENGINES[mark])
+    assert {named(row[0])[0] for row in rows} == {f.name for f in fields(GenerationParams)}
+    for place, (name, make) in enumerate(ENGINES[mark].items(), 1):
+        able = (make("m") if mark == "servers" else make()).capabilities.generation
+        for row in rows:
+            refused = re.match("refused(?! unless)", row[place]) is not None
+            assert refused is (named(row[0])[0] not in able), (name, row[0])
+
+
+def test_the_parameters_page_says_which_forms_guide_and_which_choices_there_are():
+    for mark, made in ENGINES.items():
+        rows = {named(row[0])[0]: row for row in table(PARAMETERS.split(f"<!-- {mark} -->\n")[1])}
+        for place, (name, make) in enumerate(made.items(), 1):
+            able = (make("m") if mark == "servers" else make()).capabilities
+            forms = rows["guided_decoding"][place]
+            said = {"json", "regex", "choice", "grammar"}
+            if "all four" not in forms:
+                said &= set(named(forms))
+            assert said == able.guided_decoding, name
+            free = "all but `auto`" not in rows["tool_choice"][place]
+            assert free is ("auto" in able.tool_choice), name
 
 
 # ------------------------------------------------------------------------ commands

@@ -224,10 +224,10 @@ VALUES = {
     "sample": st.integers(0, 1023),
     "id": texts | st.integers(),
     "prompt": texts,
-    **dict.fromkeys(("output", "finish_reason", "error"), st.none() | texts),
+    **dict.fromkeys(("output", "finish_reason", "error", "reasoning"), st.none() | texts),
     **dict.fromkeys(("prompt_tokens", "output_tokens", "cached_tokens"), counts),
     **dict.fromkeys(("queue_s", "ttft_s", "tpot_s", "latency_s"), numbers),
-    **dict.fromkeys(("messages", "logprobs", "prompt_logprobs", "parsed"), objects),
+    **dict.fromkeys(("messages", "logprobs", "prompt_logprobs", "tool_calls", "parsed"), objects),
 }
 
 

@@ -6,6 +6,8 @@ import math
 
 import numpy
 
+from nbinfer.worker.thoughts import opening
+
 
 class Abandoned(Exception):
     """Nobody waits for this answer any more."""
@@ -39,9 +41,12 @@ class Answer:
         if self._cancelled():
             raise Abandoned
 
-    def begins(self, prompt_tokens):
-        self._prompt_tokens = prompt_tokens
-        self._emit.prefill(self._request, 0, prompt_tokens)
+    def begins(self, tokens):
+        self._prompt_tokens = len(tokens)
+        self._emit.prefill(self._request, 0, len(tokens))
+        if "messages" in self._request.data:
+            end = self._llama.detokenize(list(tokens[-8:]), special=True)
+            self._request.opening = opening(end.decode("utf-8", "replace"))
 
     def read(self, count):
         if not self._made:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 from nbinfer.worker.backends._llamacpp_words import BAD_GRAMMAR
+from nbinfer.worker.thoughts import Thoughts
 
 
 class Answer:
@@ -20,6 +22,8 @@ class Answer:
         self._top = request.data["params"].get("logprobs") or 0
         self._reason = self._error = None
         self._usage = {}
+        self._thoughts = Thoughts()
+        self._calls = {}
         self._drafted = None, None
         self._made = 0
         self._prefilled = 0
@@ -65,7 +69,7 @@ class Answer:
         for choice in chunk["choices"]:
             self._reason = choice.get("finish_reason") or self._reason
             delta = choice.get("delta")
-            text = choice.get("text") if delta is None else delta.get("content")
+            text = choice.get("text") if delta is None else self._told(delta)
             new = max(made - self._made, 1 if text else 0)
             self._made += new
             if new:
@@ -73,6 +77,25 @@ class Answer:
             if self._logprobs is not None and choice.get("logprobs"):
                 self._logprobs += [self._logprob(t) for t in choice["logprobs"]["content"]]
         return False
+
+    def _told(self, delta):
+        """The text of a piece of a chat's answer; calls of tools are none."""
+        for call in delta.get("tool_calls") or ():
+            known = self._calls.setdefault(call["index"], ["", ""])
+            function = call.get("function") or {}
+            known[0] = function.get("name") or known[0]
+            known[1] += function.get("arguments") or ""
+        reasoning = self._thoughts.reasoning(delta.get("reasoning_content") or "")
+        return reasoning + self._thoughts.answer(delta.get("content") or "")
+
+    def _read_calls(self):
+        """The calls of a finished answer."""
+        for _, (name, arguments) in sorted(self._calls.items()):
+            try:
+                yield {"name": name, "arguments": json.loads(arguments or "{}")}
+            except ValueError:
+                if self._reason != "length":
+                    self._error = f"the call of the tool {name!r} is no JSON: {arguments[:200]!r}"
 
     def _prompt(self, progress):
         limit = self._request.data["params"]["max_new_tokens"]
@@ -112,6 +135,10 @@ class Answer:
         fields["drafted_tokens"], fields["accepted_tokens"] = self._drafted
         if self._logprobs is not None:
             fields["logprobs"] = self._logprobs
+        if self._calls:
+            fields["tool_calls"] = list(self._read_calls())
+        if self._reason not in (None, "length"):
+            self._emit.text(self._request, self._thoughts.end())
         if self._error is not None:
             self._emit.failed(self._request, self._error)
         elif self._reason is None and self.cancelled():

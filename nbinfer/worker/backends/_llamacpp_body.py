@@ -7,13 +7,28 @@ from __future__ import annotations
 
 import json
 
+from nbinfer.worker.backends._toolform import for_template, knows
 
-def body(data, n_ctx, lora):
+# Temperature comes before what cuts the tail, as in Transformers, vLLM and SGLang: llama.cpp's own
+# order has it last, where top_p 0.9 is another set of tokens.
+SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
+
+
+def body(data, n_ctx, lora, template):
     """The request's body.
 
-    ``lora`` is what it asks of the adapters that were declared, or ``None`` where none were.
+    ``lora`` is what it asks of the adapters that were loaded, or ``None`` where none were;
+    ``template`` the model's chat template.
+
+    Raises
+    ------
+    ValueError
+        Where tools are given to a template that knows none.
     """
     given = data["params"]
+    guided = given.get("guided_decoding") or {}
+    if given.get("tools") and knows(template, "tools"):
+        guided = {}  # a forced call has llama.cpp's own form then
     asked = {
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -26,12 +41,13 @@ def body(data, n_ctx, lora):
         "top_k": given.get("top_k") or 0,
         "min_p": given["min_p"],
         "typical_p": 1.0,
+        "samplers": SAMPLERS,
         "repeat_penalty": given["repetition_penalty"],
         "repeat_last_n": n_ctx,
         "frequency_penalty": given["frequency_penalty"],
         "presence_penalty": given["presence_penalty"],
         "seed": -1 if given.get("seed") is None else given["seed"],
-        **_guided(given.get("guided_decoding") or {}, "messages" in data),
+        **_guided(guided, "messages" in data),
     }
     if given.get("stop_strings"):
         asked["stop"] = list(given["stop_strings"])
@@ -41,7 +57,7 @@ def body(data, n_ctx, lora):
         asked["lora"] = lora
     logprobs = given.get("logprobs")
     if "messages" in data:
-        asked["messages"] = data["messages"]
+        _add_messages(asked, data["messages"], given, template)
         if given.get("chat_template_kwargs"):
             asked["chat_template_kwargs"] = given["chat_template_kwargs"]
         if logprobs is not None:
@@ -51,6 +67,23 @@ def body(data, n_ctx, lora):
         if logprobs is not None:
             asked["n_probs"] = max(logprobs, 1)
     return asked
+
+
+def _add_messages(asked, messages, given, template):
+    """A conversation, and tools: llama.cpp drops them where the template knows none."""
+    tools, choice = given.get("tools"), given.get("tool_choice")
+    if tools and choice == "auto" and not knows(template, "tools"):
+        raise ValueError(
+            "the model's chat template knows no tools, so that llama.cpp can read no calls: "
+            "force one by tool_choice='required' or a name, or give another template in "
+            "ModelParams(chat_template=...)"
+        )
+    asked["messages"], tools = for_template(messages, tools, template)
+    if tools:
+        # llama.cpp takes no names, and says nothing: it is given the one tool.
+        named = [t for t in tools if t["function"]["name"] == choice]
+        asked["tools"] = named or tools
+        asked["tool_choice"] = "required" if named else choice
 
 
 def choice_grammar(choices):

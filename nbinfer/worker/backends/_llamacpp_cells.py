@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 
@@ -49,6 +50,7 @@ def estimate(data, image_tokens):
         images = len(parts) - len(texts)
         size = sum(len(t.encode("utf-8", "replace")) for t in texts)
         size += 60 * len(data["messages"]) + 120
+        size += len(json.dumps(data["params"].get("tools") or ""))
     return size // 3 + 8 + images * image_tokens + data["params"]["max_new_tokens"]
 
 
@@ -67,4 +69,6 @@ def text_of(content):
 
 
 def _parts(content):
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if content is None or isinstance(content, str):  # none beside a call of a tool
+        return [{"type": "text", "text": content or ""}]
+    return content

@@ -18,6 +18,12 @@ class Row:
         The answer's tokens so far. After a split the row goes on from ``ids + made``.
     reason : str or None
         Why it is done.
+    adapter : str or None
+        The name inside the model of what applies to it.
+    cached : int
+        How many of the prompt's tokens were not computed again.
+    assisted : bool
+        Whether another model, or its prompt, guesses its tokens.
     """
 
     def __init__(self, request, ids, tokenizer, limit, stop_ids):
@@ -28,8 +34,12 @@ class Row:
         self.limit = limit
         self.stop_ids = stop_ids
         self.reason = None
+        self.problem = None  # an exception that its own parameters caused
+        self.adapter = None
+        self.cached = 0
+        self.assisted = False
         self.generator = None
-        self.grammar = None
+        self.grammar = self.read_calls = None
         self.top_logprobs = self.params.get("logprobs")
         self.last_logprobs = None
         self._logprobs = []
@@ -64,11 +74,26 @@ class Row:
                 text, self.reason = text + self._stops.rest(), "length"
         emit.token(self.request, text)
 
+    def advance(self, token, emit):
+        """Take a token, and answer if it is the last. What goes wrong is this row's error alone."""
+        try:
+            if self.problem is not None:
+                raise self.problem
+            self.take(token, emit)
+        except Exception as error:  # of a grammar or a tokenizer
+            self.reason = "error"
+            emit.failed(self.request, f"{type(error).__name__}: {error}")
+            return
+        if self.done:
+            self.finish(emit)
+
     def finish(self, emit, reason=None):
-        fields = {"prompt_tokens": len(self.ids), "cached_tokens": 0}
+        fields = {"prompt_tokens": len(self.ids), "cached_tokens": self.cached}
         if self.top_logprobs is not None:
             fields["logprobs"] = self._logprobs
         reason = reason or self.reason
+        if self.read_calls is not None and reason in ("stop", "length"):
+            fields.update(self.read_calls(self.made))
         emit.finished(self.request, reason, output_tokens=len(self.made), **fields)
 
     def _note_logprobs(self, token):

@@ -23,8 +23,10 @@ from transformers import (
 class Sampler(LogitsProcessor):
     """Penalties, bias, grammars, warpers and the draw, row by row or for groups of rows."""
 
-    def __init__(self, rows):
+    def __init__(self, rows, *, guessed=False):
         self._rows = rows
+        self._guessed = guessed
+        self._by_position = {}
         self._groups = {}
         for number, row in enumerate(rows):
             if row.params["temperature"] > 0:
@@ -32,21 +34,35 @@ class Sampler(LogitsProcessor):
                 self._groups.setdefault(key, []).append(number)
         self._warpers = {key: _warpers(*key) for key in self._groups}
 
-    def __call__(self, input_ids, scores):  # noqa: ARG002
+    def __call__(self, input_ids, scores):
         for number, row in enumerate(self._rows):
             if not row.done:
-                self._keep_logprobs(row, scores[number])
-                _penalise(row, scores[number])
-                if row.grammar is not None:
-                    row.grammar.mask(scores[number])
+                try:
+                    self._keep_logprobs(row, scores[number])
+                    _penalise(row, scores[number])
+                    if row.grammar is not None:
+                        row.grammar.mask(scores[number])
+                except Exception as error:  # of one row, not of its batch
+                    row.problem = error
         for key, numbers in self._groups.items():
             part = scores[numbers]
             for warper in self._warpers[key]:
                 part = warper(None, part)
             for place, number in enumerate(numbers):
-                part[place] += _gumbel(self._rows[number], part[place])
+                part[place] += self._noise(self._rows[number], input_ids, part[place])
             scores[numbers] = part
         return scores
+
+    def _noise(self, row, input_ids, scores):
+        """The row's next noise; where tokens are only guessed, the one of their position."""
+        if not self._guessed:
+            return _gumbel(row, scores)
+        # A guess that was wrong comes again: its position's noise must be the same.
+        position = input_ids.shape[1]
+        if position not in self._by_position:
+            self._by_position = {k: v for k, v in self._by_position.items() if k > position - 64}
+            self._by_position[position] = _gumbel(row, scores)
+        return self._by_position[position]
 
     @staticmethod
     def _keep_logprobs(row, scores):

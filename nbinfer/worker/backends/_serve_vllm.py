@@ -31,6 +31,8 @@ def serve(message, stage):
         "api_key": [where["key"]] if where["key"] else None,
         **own,
     }
+    if wanted.get("tool_call_parser"):
+        wanted.setdefault("enable_auto_tool_choice", True)
     for name, value in wanted.items():
         if not hasattr(args, name):
             near = difflib.get_close_matches(name, vars(args), 1)

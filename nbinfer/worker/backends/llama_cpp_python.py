@@ -25,6 +25,7 @@ from nbinfer.worker.backends._llamacpp_cells import has_images, text_of
 from nbinfer.worker.backends._llamacpp_schema import impossible
 from nbinfer.worker.backends._llamacpp_words import BAD_GRAMMAR, NO_PROJECTOR, unused
 from nbinfer.worker.backends._logtail import last_error
+from nbinfer.worker.backends._toolform import for_template, with_objects
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}  # enum ggml_type
 
@@ -49,11 +50,28 @@ class Watched(llama_cpp.Llama):
 
     def generate(self, tokens, *arguments, **options):
         if self.answer is not None:
-            self.answer.begins(len(tokens))
+            self.answer.begins(tokens)
         for token in super().generate(tokens, *arguments, **options):
             if self.answer is not None:
                 self.answer.makes(token)
             yield token
+
+    def _init_sampler(self, *, temp, top_k, top_p, min_p, **others):
+        """The library's chain with temperature before what cuts the tail, as elsewhere.
+
+        Its own order has it last, where top_p 0.9 is another set of tokens.
+        """
+        sampler = super()._init_sampler(temp=0.0, **others)
+        if temp > 0:
+            chain = sampler.sampler
+            last = llama_cpp.llama_sampler_chain_n(chain) - 1  # the greedy choice
+            llama_cpp.llama_sampler_free(llama_cpp.llama_sampler_chain_remove(chain, last))
+            sampler.add_temp(temp)
+            sampler.add_top_k(top_k)
+            sampler.add_top_p(top_p, 1)
+            sampler.add_min_p(min_p, 1)
+            sampler.add_dist(self._seed)
+        return sampler
 
 
 class Backend:
@@ -92,6 +110,9 @@ class Backend:
             self._projector = Projector(model["mmproj"], model.get("chat_template"))
             self._projector.load(self._llama)
         self._llama.verbose = False
+        self._template = model.get("chat_template") or self._llama.metadata.get(
+            "tokenizer.chat_template", ""
+        )
         if model.get("chat_template"):
             self._llama.chat_handler = Jinja2ChatFormatter(
                 template=model["chat_template"],
@@ -159,7 +180,8 @@ class Backend:
             return self._projector(llama=self._llama, messages=messages, **body)
         # Its templates take text alone.
         messages = [{**m, "content": text_of(m["content"])} for m in messages]
-        return self._llama.create_chat_completion(messages, **body)
+        messages, tools = for_template(messages, data["params"].get("tools"), self._template)
+        return self._llama.create_chat_completion(with_objects(messages), tools=tools, **body)
 
     def _worded(self, text):
         if "Prompt exceeds n_ctx" in text:

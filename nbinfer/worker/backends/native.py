@@ -1,10 +1,10 @@
 """Hugging Face Transformers: any model that ``AutoModelForCausalLM`` loads.
 
-A list runs in static batches of rows of like length, left-padded, through ``model.generate``:
-on a CPU that is more than twice as fast as Transformers' own continuous batching. Requests of
-other runs do not wait for the batch: each slot's thread runs a ``generate`` of its own, and
-they take turns, forward pass by forward pass (``Turns``), so a second cell's row gets its
-first token after a step or two, and two passes never fight for the cores.
+Rows of all runs join one running batch and leave it between two forward passes (``_joining.py``),
+from the keys and values that earlier rows left (``_prefixes.py``). What that cannot do goes
+through ``model.generate``, in static batches of rows of like length: beams, an assistant, a model
+whose cache is not plain keys and values, or everything where ``batching`` is ``"static"``. The
+passes of both take turns (``_passes.py``), so no two fight for the cores.
 
 What ``generate`` cannot be told is hung on it from outside: a logits processor that samples
 for each row with its own parameters and seed, a stopping criterion that sees every token as
@@ -14,62 +14,46 @@ abandoned forward pass in the middle of a long prefill.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
+import functools
 import gc
-import glob
-import os
-import sys
-import threading
 
 import torch
 import transformers
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+from nbinfer.worker.backends._adapters import Adapters
+from nbinfer.worker.backends._assistant import OPTIONS, Assistant
+from nbinfer.worker.backends._batch import Batch
 from nbinfer.worker.backends._derive import derive
 from nbinfer.worker.backends._grammar import Grammar
+from nbinfer.worker.backends._joining import Joining
 from nbinfer.worker.backends._loading import load_model, load_tokenizer, precision
+from nbinfer.worker.backends._memory import (
+    Room,
+    end_thread_team,
+    give_back_freed_memory,
+    out_of_memory,
+)
+from nbinfer.worker.backends._passes import Abandoned, Passes
+from nbinfer.worker.backends._prefixes import Prefixes, plain_cache
 from nbinfer.worker.backends._rows import Row
 from nbinfer.worker.backends._sampling import Sampler
+from nbinfer.worker.backends._toolform import for_template, with_objects
+from nbinfer.worker.thoughts import Thoughts, opening
 
 PREFILL_CHUNK = 512  # tokens of a row in one forward pass: bounds activations and attention
-# Tokens of prefill that cost as much as one decode pass does whatever its batch: measured on two
-# cores with SmolLM2-135M; for a GPU a guess, from its arithmetic to bandwidth ratio.
-CPU_PADDING, GPU_PADDING = 17, 256
-
-
-class Abandoned(Exception):
-    """Nobody waits for any row of this batch any more."""
-
-
-class Turns:
-    """A lock whose waiters are served in their order: threads alternate, none starves."""
-
-    def __init__(self):
-        self._changed = threading.Condition()
-        self._next = self._now = 0
-
-    def acquire(self):
-        with self._changed:
-            mine = self._next
-            self._next += 1
-            self._changed.wait_for(lambda: self._now == mine)
-
-    def release(self):
-        with self._changed:
-            self._now += 1
-            self._changed.notify_all()
+PREFIX_TOKENS = 8192  # that are kept of earlier rows, in a quarter of the caches' memory at most
+OWN = ("batch_size", "batching", "prefix_cache_tokens", *OPTIONS)  # all else is the library's
 
 
 class Backend:
-    """One model; ``slots`` batches of different runs share it."""
+    """One model, which up to ``slots`` runs share."""
 
-    slots = 2
+    slots = 4
 
     def load(self, model, stage):
         options = dict(model["options"])
-        self._most_rows = options.pop("batch_size", None)
-        self._cache_bytes = model["cache_bytes"]
+        own = {name: options.pop(name, None) for name in OWN}
         if model.get("n_threads"):
             torch.set_num_threads(model["n_threads"])
         if model.get("derive_from"):
@@ -78,7 +62,9 @@ class Backend:
         self.tokenizer = load_tokenizer(model)
         stage("reading the weights")
         self.model = load_model(model, options)
-        self._settle(model)
+        vocabulary = self.model.config.get_text_config().vocab_size
+        self._assistant = Assistant(model, own, vocabulary, self.tokenizer, stage)
+        self._settle(model, own)
         stage("trying it")
         self._try()
         give_back_freed_memory()
@@ -87,14 +73,17 @@ class Backend:
             "library": "transformers",
             "version": transformers.__version__,
             "torch": torch.__version__,
-            "devices": sorted({str(p.device) for p in self.model.parameters()}),
+            "devices": sorted(
+                {str(p.device).replace("meta", "disk") for p in self.model.parameters()}
+            ),
             "n_ctx": self._n_ctx,
             "n_threads": torch.get_num_threads(),
             "attn_implementation": self.model.config._attn_implementation,
+            "batching": "static" if self._joined is None else "continuous",
             "model": {"precision": precision(self.model)},
         }
 
-    def _settle(self, model):
+    def _settle(self, model, own):
         """What every batch needs to know of the model, and the hooks."""
         config = self.model.config.get_text_config()
         given = self.model.generation_config
@@ -111,28 +100,31 @@ class Backend:
         )
         known = getattr(config, "max_position_embeddings", None) or 1 << 20
         self._n_ctx = min(model.get("n_ctx") or known, known)
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or (
-            config.hidden_size // config.num_attention_heads
-        )
-        size = torch.finfo(self.model.dtype).bits // 8
-        self._token_bytes = 2 * config.num_hidden_layers * heads * width * size
-        # Scores in float32: the model's, the copy, and what the warpers make of it.
-        self._row_bytes = 6 * 4 * config.vocab_size
-        self._turns = Turns()
-        self._local = threading.local()
+        self._room = Room(self.model, model["cache_bytes"], own["batch_size"])
         if model.get("compile"):
             self.model.forward = torch.compile(self.model.forward, dynamic=True)
-        self.model.register_forward_pre_hook(self._before)
-        self.model.register_forward_hook(self._after, with_kwargs=True)
-        layers = max(
-            (m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList)),
-            key=len,
-            default=(),
-        )
-        if not model.get("compile"):  # a hook would cut the compiled graph at each layer
-            for layer in layers:
-                layer.register_forward_pre_hook(self._at_layer)
+        self._adapters = Adapters(self.model, model["path"])
+        self._passes = Passes(self.model, self._adapters, by_layer=not model.get("compile"))
+        if self._assistant.model is not None:
+            self._passes.also(self._assistant.model)
+        self._joined = self._joining(own)
+
+    def _joining(self, own):
+        """Where rows join a running batch; ``None`` where they cannot or shall not."""
+        if own["batching"] == "static":
+            return None
+        if not plain_cache(self.model):
+            if own["batching"] == "continuous":
+                raise ValueError(
+                    "this model's cache is not plain keys and values of every layer: its rows "
+                    "cannot join a running batch; leave out model_kwargs['batching']"
+                )
+            return None
+        kept = own["prefix_cache_tokens"]
+        kept = PREFIX_TOKENS if kept is None else kept
+        most = min(self._room.bytes // 4, kept * self._room.token_bytes)
+        prefixes = Prefixes(self._room.token_bytes, most)
+        return Joining(self.model, self._passes, self._room, prefixes, self._pad)
 
     def _try(self):
         """One token: what a device or a dtype cannot do is told at load, not in every row."""
@@ -157,16 +149,9 @@ class Backend:
         beams = waiting[0].data["params"].get("num_beams", 1)
         alike = [r for r in waiting if r.data["params"].get("num_beams", 1) == beams]
         alike.sort(key=lambda r: sizes[r], reverse=True)
-        return alike[: self._fitting(sizes[alike[0]], beams)]
-
-    def _fitting(self, tokens, beams=1):
-        """How many rows of so many tokens fit in the memory left for their caches."""
-        room = self._cache_bytes
-        if self.model.device.type == "cuda":
-            room = int(0.8 * torch.cuda.mem_get_info(self.model.device)[0])
-        fit = room // (beams * (tokens * self._token_bytes + self._row_bytes))
-        most = self._most_rows or (64 if self.model.device.type != "cpu" else 32)
-        return max(1, min(most, fit))
+        if self._joined is not None and beams == 1:
+            return alike[: 4 * self._room.most]  # they take each other's places
+        return alike[: self._room.fitting(sizes[alike[0]], beams)]
 
     def generate(self, requests, emit, cancelled):
         rows = []
@@ -176,12 +161,24 @@ class Backend:
             except ValueError as error:
                 emit.failed(request, error)
         rows.sort(key=lambda row: len(row.ids), reverse=True)
+        alone = len(rows) == 1 and not (self._joined and self._joined.busy)
+        if alone and self._assistant.can_help(rows[0]):
+            rows[0].assisted = True
+        joining = [row for row in rows if self._joins(row)]
+        if joining:
+            self._joined.answer(joining, emit, cancelled)
+        rows = [row for row in rows if not self._joins(row)]
         while rows:
             size = self._alike(rows)
             batch, rows = rows[:size], rows[size:]
             for row in batch:
                 emit.dispatched(row.request)
             self._complete(batch, emit, cancelled)
+
+    def _joins(self, row):
+        """Whether a row can join a running batch."""
+        plain = row.params.get("num_beams", 1) == 1 and not row.assisted
+        return plain and self._joined is not None
 
     def _alike(self, rows):
         """How many of the rows, longest first, make one batch: those that fit and are alike.
@@ -190,18 +187,20 @@ class Backend:
         its own, so it belongs here while all padding costs less than those passes.
         """
         beams, longest = rows[0].params.get("num_beams", 1), len(rows[0].ids)
-        size = self._fitting(longest + rows[0].limit, beams)
-        worth = rows[0].limit * (CPU_PADDING if self.model.device.type == "cpu" else GPU_PADDING)
+        size = self._room.fitting(longest + rows[0].limit, beams)
+        worth = rows[0].limit * self._room.pass_tokens
         padding = 0
         for number, row in enumerate(rows[:size]):
             padding += longest - len(row.ids)
-            if padding > worth:
+            if padding > worth or row.adapter != rows[0].adapter:
                 return number
         return size
 
     def _row(self, request):
         data, params = request.data, request.data["params"]
         text = data["prompt"] if "prompt" in data else self._templated(data)
+        if "prompt" not in data:
+            request.opening = opening(text)
         ids = self.tokenizer(text, add_special_tokens="prompt" in data)["input_ids"]
         if not ids:
             ids = [self.tokenizer.bos_token_id or self._pad]
@@ -214,6 +213,9 @@ class Backend:
         stop_ids = {*self._stop_ids, *(params.get("stop_token_ids") or ())}
         limit = min(params["max_new_tokens"], room)
         row = Row(request, ids, self.tokenizer, limit, stop_ids)
+        if params.get("tools") and params["tool_choice"] == "auto":
+            row.read_calls = functools.partial(self._read_calls, text, params["tools"])
+        row.adapter = self._adapters.add(params.get("adapter"), self._passes.turns)
         if params.get("guided_decoding"):
             row.grammar = Grammar(self.tokenizer, params["guided_decoding"], self._stop_ids)
         return row
@@ -224,10 +226,47 @@ class Backend:
                 "the model has no chat template: send the text as it is with --raw "
                 "(GenerationParams(raw=True)), or give one in ModelParams(chat_template=...)"
             )
-        extra = data["params"].get("chat_template_kwargs") or {}
+        params = data["params"]
+        template, tools = self.tokenizer.chat_template, params.get("tools")
+        if tools and params["tool_choice"] == "auto" and not self._response_template:
+            raise ValueError(
+                "native reads the calls of tool_choice='auto' by the tokenizer's "
+                "response_template, and this model's has none: give one in "
+                "ModelParams(tokenizer_kwargs={'response_template': ...}), force a call by "
+                "tool_choice='required' or a name, or take llamacpp, vllm or a server"
+            )
+        messages, tools = for_template(data["messages"], tools, template)
+        extra = params.get("chat_template_kwargs") or {}
         return self.tokenizer.apply_chat_template(
-            data["messages"], tokenize=False, add_generation_prompt=True, **extra
+            with_objects(messages),
+            tools=tools,
+            tokenize=False,
+            add_generation_prompt=True,
+            **extra,
         )
+
+    @property
+    def _response_template(self):
+        return getattr(self.tokenizer, "response_template", None)
+
+    def _read_calls(self, prompt, tools, tokens):
+        """What Transformers' own parser finds in an answer: calls, and the text beside them.
+
+        Its region of thoughts goes the way of all reasoning.
+        """
+        text = self.tokenizer.decode(tokens, skip_special_tokens=False)
+        try:
+            message = self.tokenizer.parse_response(text, prefix=prompt, tools=tools)
+        except ValueError as error:
+            return {"error": f"the tool's call cannot be read: {error}"[:600]}
+        if not message.get("tool_calls"):
+            return {}
+        functions = [call.get("function", call) for call in message["tool_calls"]]
+        thoughts = Thoughts()
+        said = thoughts.reasoning(message.get("thinking") or message.get("reasoning") or "")
+        said += thoughts.answer(message.get("content") or "") + thoughts.end()
+        calls = [{"name": f["name"], "arguments": f["arguments"]} for f in functions]
+        return {"tool_calls": calls, "output": said}
 
     def _complete(self, rows, emit, cancelled):
         """One batch to its end; one that does not fit in memory goes on in halves."""
@@ -261,30 +300,31 @@ class Backend:
 
     def _generate(self, rows, emit, cancelled):
         ids, mask = self._padded(rows)
-        batch = self._local.batch = Batch(rows, emit, cancelled, mask)
+        batch = Batch(rows, emit, cancelled, mask)
         beams = rows[0].params.get("num_beams", 1)
+        assisted = rows[0].assisted
         config = GenerationConfig(
             max_new_tokens=max(row.limit - len(row.made) for row in rows),
             do_sample=False,
             num_beams=beams,
             pad_token_id=self._pad,
             eos_token_id=self._stop_ids or None,
-            prefill_chunk_size=_chunk(ids.shape[1]),
+            prefill_chunk_size=None if assisted else _chunk(ids.shape[1]),
+            **(self._assistant.config if assisted else {}),
         )
+        processors = [] if beams > 1 else [Sampler(rows, guessed=assisted)]
         watch = batch.watch_beams if beams > 1 else batch.watch
         try:
-            with torch.inference_mode():
+            with self._passes.of(batch):
                 out = self.model.generate(
                     input_ids=ids,
                     attention_mask=mask,
                     generation_config=config,
-                    logits_processor=LogitsProcessorList([] if beams > 1 else [Sampler(rows)]),
+                    logits_processor=LogitsProcessorList(processors),
                     stopping_criteria=StoppingCriteriaList([watch]),
+                    **(self._assistant.arguments if assisted else {}),
                 )
         finally:
-            self._local.batch = None
-            if batch.holds_turn:
-                self._turns.release()
             self.rest()
         if beams > 1:
             batch.finish_beams(out[:, ids.shape[1] :].tolist())
@@ -298,111 +338,15 @@ class Backend:
             mask[place, width - len(row.tokens) :] = 1
         return ids.to(self.model.device), mask.to(self.model.device)
 
-    # --------------------------------------------------------------------- hooks
-
-    def _before(self, _module, _arguments):
-        batch = getattr(self._local, "batch", None)
-        if batch is not None:
-            batch.end_if_abandoned()
-            self._turns.acquire()
-            batch.holds_turn = True
-
-    def _after(self, _module, _arguments, named, _output):
-        batch = getattr(self._local, "batch", None)
-        if batch is not None:
-            batch.holds_turn = False
-            self._turns.release()
-            if named.get("input_ids") is not None:
-                batch.note_prefill(named["input_ids"].shape[1])
-
-    def _at_layer(self, _module, _arguments):
-        batch = getattr(self._local, "batch", None)
-        if batch is not None:
-            batch.end_if_abandoned()
-
     def scope(self):
         """What ``%%engine_exec`` has at hand."""
         return {"model": self.model, "tokenizer": self.tokenizer, "torch": torch}
 
-    @staticmethod
-    def rest():
-        """End this thread's OpenMP team; the next computation makes a new one in no time.
-
-        Each thread that has computed keeps one, and while a process has more of their threads
-        than cores, GNU's OpenMP sleeps at its barriers instead of spinning: a batch in a slot's
-        thread, after a load in the main thread, ran at three quarters of its speed.
-        """
-        for path in glob.glob(os.path.join(os.path.dirname(torch.__file__), "lib", "libgomp*")):
-            with contextlib.suppress(OSError, AttributeError):
-                ctypes.CDLL(path).omp_pause_resource_all(1)  # omp_pause_soft
+    rest = staticmethod(end_thread_team)
 
     def close(self):
         # The process ends next, and the system takes everything back.
         pass
-
-
-class Batch:
-    """What the hooks and the stopping criterion know of the rows under way."""
-
-    def __init__(self, rows, emit, cancelled, mask):
-        self._rows = rows
-        self._emit = emit
-        self._cancelled = cancelled
-        self._left = mask.sum(0).tolist()  # real tokens by position that no pass has read
-        self.holds_turn = False
-        emit.prefill(rows[0].request, 0, sum(self._left))
-
-    def end_if_abandoned(self):
-        if all(row.done or self._cancelled(row.request) for row in self._rows):
-            raise Abandoned
-
-    def note_prefill(self, positions):
-        """A pass has read so many positions of every row."""
-        if self._left:
-            self._emit.prefill(self._rows[0].request, sum(self._left[:positions]), 0)
-            self._left = self._left[positions:]
-
-    def watch(self, input_ids, _scores, **_):
-        """A stopping criterion: each row's token, as soon as it is made."""
-        for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
-            if not row.done:
-                row.take(token, self._emit)
-                if row.done:
-                    row.finish(self._emit)
-        done = [row.done or self._cancelled(row.request) for row in self._rows]
-        return torch.tensor(done, device=input_ids.device)
-
-    def watch_beams(self, input_ids, _scores, **_):
-        """Beams have no answer before their end, only a count of steps."""
-        self.end_if_abandoned()
-        for row in self._rows:
-            self._emit.token(row.request, "")
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-    def finish_beams(self, answers):
-        quiet = _Quiet()
-        for row, tokens in zip(self._rows, answers, strict=True):
-            for token in tokens:
-                row.take(token, quiet)
-                if row.done:
-                    break
-            row.reason = row.reason or "length"
-            row.request.pieces[:] = quiet.text()
-            row.finish(self._emit)
-
-
-class _Quiet:
-    """Takes the pieces of an answer whose tokens were counted before."""
-
-    def __init__(self):
-        self._pieces = []
-
-    def token(self, _request, text=""):
-        self._pieces.append(text)
-
-    def text(self):
-        pieces, self._pieces = self._pieces, []
-        return pieces
 
 
 def _chunk(width):
@@ -411,26 +355,7 @@ def _chunk(width):
     return -(-width // chunks) if chunks > 1 else None
 
 
-def give_back_freed_memory():
-    """What quantizing and reading left on the heap is no part of the model's memory."""
-    gc.collect()
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc
-            ctypes.CDLL(None).malloc_trim(0)
-
-
 def _guess(data):
     """Tokens a row may take, by its length in characters: good enough to sort by."""
     text = data.get("prompt") or "".join(str(m["content"]) for m in data.get("messages", ()))
     return len(text) // 3 + 32 + data["params"]["max_new_tokens"]
-
-
-def out_of_memory(error):
-    """Whether an error says that memory ran out, on any device."""
-    with contextlib.suppress(AttributeError):
-        if isinstance(error, torch.OutOfMemoryError):
-            return True
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(
-        words in text for words in ("out of memory", "not enough memory", "can't allocate memory")
-    )

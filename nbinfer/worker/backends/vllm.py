@@ -42,7 +42,9 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from nbinfer.worker.backends import _lora
 from nbinfer.worker.backends._derive import derive
+from nbinfer.worker.backends._toolform import for_template
 from nbinfer.worker.backends._vllm_load import cause, engine_arguments, telling_stages
+from nbinfer.worker.thoughts import opening
 
 WATCH_S = 0.05  # how soon a cancel is passed on
 EXIT_CORE_DEAD = 70
@@ -61,6 +63,11 @@ class Backend:
     def load(self, model, stage):
         if model.get("derive_from"):
             derive(model["derive_from"], model["path"], model["mark"], stage)
+        self._tool_calls = None
+        if model.get("tool_call_parser"):  # it imports vLLM's server
+            from nbinfer.worker.backends._vllm_tools import reader
+
+            self._tool_calls = reader(model["tool_call_parser"])
         arguments, notes = engine_arguments(model)
         with telling_stages(stage):
             try:
@@ -132,6 +139,9 @@ class Backend:
         try:
             prompt = self._rendered(request.data)
             params = sampling(request.data["params"], stream=request.stream)
+            calls = self._calls(request.data)
+            if calls is not None:
+                params.skip_special_tokens &= calls.skip_special_tokens
         except ValueError as error:  # vLLM's own are ValueErrors too
             emit.failed(request, worded(error))
             return
@@ -139,7 +149,7 @@ class Backend:
             return
         emit.dispatched(request)
         try:
-            self._run(self._answer(request, prompt, params, emit))
+            self._run(self._answer(request, prompt, params, emit, calls))
         except asyncio.CancelledError:
             return  # the scheduler answers for it
         except EngineDeadError:
@@ -152,10 +162,15 @@ class Backend:
         with self._rendering:
             if "messages" in data:
                 self._check_template()
+                template = self._chat_template or getattr(
+                    self._renderer.tokenizer, "chat_template", None
+                )
+                messages, tools = for_template(data["messages"], given.get("tools"), template)
                 chat = ChatParams(
                     chat_template=self._chat_template,
                     chat_template_kwargs={
                         "add_generation_prompt": True,
+                        **({"tools": tools} if tools else {}),
                         **(given.get("chat_template_kwargs") or {}),
                     },
                 )
@@ -164,7 +179,7 @@ class Backend:
                     add_special_tokens=False
                 )
                 tokens = dataclasses.replace(tokens, max_total_tokens=None)
-                _, (prompt,) = self._renderer.render_chat([data["messages"]], chat, tokens)
+                _, (prompt,) = self._renderer.render_chat([messages], chat, tokens)
             else:
                 tokens = dataclasses.replace(
                     self._renderer.default_cmpl_tok_params, max_total_tokens=None
@@ -187,12 +202,26 @@ class Backend:
                 "(GenerationParams(raw=True)), or give one in ModelParams(chat_template=...)"
             )
 
-    async def _answer(self, request, prompt, params, emit):
+    def _calls(self, data):
+        """Who reads the calls that the model may make freely."""
+        given = data["params"]
+        if not given.get("tools") or given["tool_choice"] != "auto":
+            return None
+        return self._tool_calls(self._renderer.tokenizer, data)
+
+    def _opening(self, prompt):
+        """What the end of a chat's prompt has of the answer."""
+        end = (prompt.get("prompt_token_ids") or ())[-8:]
+        return opening(self._renderer.tokenizer.decode(list(end)))
+
+    async def _answer(self, request, prompt, params, emit, calls):
         task = asyncio.current_task()
         self._live[task] = request
         try:
             lora = await self._adapter(request.data["params"].get("adapter"))
-            answer = Answer(request, emit, self._renderer.tokenizer)
+            answer = Answer(request, emit, self._renderer.tokenizer, calls)
+            if "messages" in request.data:
+                request.opening = self._opening(prompt)
             emit.prefill(request, 0, len(prompt.get("prompt_token_ids") or ()))
             name = str(next(self._numbers))
             async for output in self._llm.generate(prompt, params, name, lora_request=lora):
@@ -244,10 +273,11 @@ class Backend:
 class Answer:
     """What is known of one request, and what is told of it."""
 
-    def __init__(self, request, emit, tokenizer):
+    def __init__(self, request, emit, tokenizer, calls=None):
         self._request = request
         self._emit = emit
         self._tokenizer = tokenizer
+        self._calls = calls
         self._top = request.data["params"].get("logprobs")
         self._logprobs = []
         self._tokens = 0
@@ -298,6 +328,9 @@ class Answer:
         if reason is None:
             self._emit.failed(self._request, f"vLLM ended the answer with {made.finish_reason!r}")
         else:
+            found = self._calls and self._calls.read("".join(self._request.pieces))
+            if found:
+                fields["tool_calls"], fields["output"] = found
             self._emit.finished(self._request, reason, **fields)
 
 

@@ -41,6 +41,7 @@ class Backend:
 
     def load(self, model, stage):
         self._adapters = [a["source"] for a in model.get("adapters") or ()]
+        self._template = model.get("chat_template") or model.get("own_template") or ""
         params = common_params(model)
         self.slots = params.n_parallel
         self._n_ctx = model["n_ctx"]
@@ -84,7 +85,11 @@ class Backend:
         guided = data["params"].get("guided_decoding") or {}
         checked = None if guided.get("json") is None else self._compiling
         answer = Answer(request, emit, self._cells, lambda: cancelled(request), checked)
-        asked = body(data, self._n_ctx, self._lora(data["params"]))
+        try:
+            asked = body(data, self._n_ctx, self._lora(data["params"]), self._template)
+        except ValueError as error:
+            emit.failed(request, error)
+            return
         need = min(self._n_ctx, estimate(data, self._image_tokens or 0))
         while True:
             if not self._cells.reserve(min(need, self._cells.total), answer.cancelled):
