@@ -121,6 +121,10 @@ class AdapterEngine(LocalEngine):
                     adapters.gguf_for(path, header, lambda _: None)
                 notify(f"loading {kin.label} anew, with the adapter that is asked for")
                 pool.unload(kin)
+                # At once: the plan has the adapters of what was just unloaded, and a later one
+                # would not know of them.
+                pool.ensure(plan, lambda _: None)
+                return
 
     def load(self) -> Self:
         self._make_way()
