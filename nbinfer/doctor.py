@@ -110,8 +110,13 @@ def _recipes() -> Iterator[Check]:
             text = f"{name}: not installed; to have it, run nbinfer install {name}"
         else:
             text = f"{name}: {python}"
-            if name in managed and python == managed[name].python:
-                text += f" ({managed[name].size_bytes / 1e6:,.0f} MB)"
+            made = managed.get(name)
+            if made is not None and python == made.python:
+                text += f" ({made.size_bytes / 1e6:,.0f} MB)"
+                if not made.is_for(recipe, made.extras):
+                    advice = f"made by an older recipe: nbinfer install {name} makes it anew"
+                    yield False, text, advice
+                    continue
         yield True, f"{text} ({recipe.summary})", ""
 
 

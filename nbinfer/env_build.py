@@ -155,16 +155,23 @@ def _keep_built(wanted: Recipe, uv: str, folder: Path, began: float) -> None:
             part.replace(folder / newest.name)
 
 
-def _put_shims(name: str, site: Path) -> None:
-    """Put a folder of stand-ins on an environment's path, and have its hooks run at each start.
+def _put_shims(names: Sequence[str], site: Path) -> None:
+    """Put folders of stand-ins on an environment's path, and have their hooks run at each start.
 
     By a .pth file: the folder then comes after site-packages, so that the real ones win, and no
     sitecustomize of a distribution's Python comes before the hooks.
     """
-    shutil.copytree(
-        _SHIMS / name, site / "nbinfer_shims", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    (site / "nbinfer_shims.pth").write_text("nbinfer_shims\nimport nbinfer_hooks\n", "ascii")
+    hooks = []
+    for name in names:
+        hooks += sorted(path.stem for path in (_SHIMS / name).glob("nbinfer_*.py"))
+        shutil.copytree(
+            _SHIMS / name,
+            site / "nbinfer_shims",
+            ignore=shutil.ignore_patterns("__pycache__"),
+            dirs_exist_ok=True,
+        )
+    lines = ["nbinfer_shims", *(f"import {hook}" for hook in hooks)]
+    (site / "nbinfer_shims.pth").write_text("\n".join(lines) + "\n", "ascii")
 
 
 def teller(prefix: str, began: float, say: Progress, first: str) -> Callable[[float, str], None]:

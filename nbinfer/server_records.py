@@ -193,7 +193,7 @@ def _is_meant(server: Server, which: str) -> bool:
 
 def _end(server: Server) -> None:
     """SIGTERM, some patience, then SIGKILL to the whole session."""
-    from .worker.host import session_pids
+    from .worker.sessions import kill_session
 
     if server.alive:
         with contextlib.suppress(OSError):
@@ -201,11 +201,6 @@ def _end(server: Server) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while server.alive and time.monotonic() < deadline:
         time.sleep(0.05)
-    # A session has the number of its first process: while one of it lives no other takes that.
-    while (left := session_pids(server.pid)) and time.monotonic() < deadline + PATIENCE_S:
-        for pid in left:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
+    kill_session(server.pid)
     with contextlib.suppress(OSError):
         _file(server).unlink()

@@ -21,6 +21,7 @@ from . import environments, interrupts, models, settings
 from .checks import Secret, integer, optional, text
 from .config import ModelParams
 from .engines import registry
+from .engines.server_adapters import served_adapters
 from .errors import ConfigurationError, LoadError, RunInterrupted
 from .notices import notify
 from .progress import Reporter, reporter
@@ -42,7 +43,8 @@ Progress = Callable[[str], None]
 def _vllm(model: ModelParams, progress: Progress) -> tuple[dict[str, Any], int]:
     from .engines.vllm import VLLMInferenceEngine
 
-    return VLLMInferenceEngine(model)._prepare(progress)
+    message, estimate = VLLMInferenceEngine(model)._prepare(progress)
+    return {**message, "adapters": served_adapters(model)}, estimate
 
 
 def _llamacpp(model: ModelParams, progress: Progress) -> tuple[dict[str, Any], int]:
@@ -68,6 +70,7 @@ def _sglang(model: ModelParams, progress: Progress) -> tuple[dict[str, Any], int
     message = {
         "path": str(found.path),
         "options": dict(model.model_kwargs),
+        "adapters": served_adapters(model),
         "n_ctx": model.model_max_length,
         "trust_remote_code": model.trust_remote_code,
         "gpu": gpu_vendor() == "nvidia",
@@ -106,7 +109,8 @@ def serve(
         ``"vllm"``, ``"sglang"`` or ``"llamacpp"``.
     model : str or ModelParams, optional
         What it serves, under the name that is given here. Default: the settings' model.
-        ``model_kwargs`` are those of the resident engine, or any of the server's own options.
+        ``model_kwargs`` are those of the resident engine, or any of the server's own options;
+        ``adapters`` are LoRA adapters that it serves from the start, by name.
     host : str, default "127.0.0.1"
         Where it listens: this machine alone, unless another address is given.
     port : int, optional

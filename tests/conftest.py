@@ -41,7 +41,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             needed |= {name for name in named if name in RECIPES}
         needed |= {name for mark in item.iter_markers("needs") for name in mark.args}
     for name in sorted(needed - set(os.environ.get(WITHOUT, "").split(","))):
-        if environments.available(name) is None:
+        found = environments.find(name)
+        # One of an older recipe is made anew; a Python of the user's own is left alone.
+        if environments.available(name) in (None, found and found.python):
             install(session, name)
 
 

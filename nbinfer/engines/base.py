@@ -57,6 +57,8 @@ class InferenceEngine(abc.ABC):
     """
 
     name: ClassVar[str]
+    # The largest values that its library takes, of parameters that GenerationParams lets be larger.
+    most: ClassVar[Mapping[str, float]] = {}
     # The names of model_kwargs that completion offers.
     model_options: ClassVar[tuple[str, ...]] = ()
 
@@ -314,6 +316,13 @@ class InferenceEngine(abc.ABC):
         changed = params.to_dict(changed_only=True)
         for name in sorted(set(changed) - self.capabilities.generation):
             self._refuse(name, changed[name], of="generation")
+        for name, most in self.most.items():
+            if getattr(params, name) > most:
+                raise UnsupportedParameter(
+                    f"{self.name} takes a {name} of at most {most}, got {getattr(params, name)}",
+                    parameter=name,
+                    engine=self.name,
+                )
         guided = params.guided_decoding
         if guided is not None:
             (kind,) = (

@@ -216,9 +216,8 @@ class LocalEngine(InferenceEngine):
             "model_memory_bytes": None,
             "peak_memory_bytes": run.peak_bytes or None,
         }
-        if run.drafted_tokens:
-            facts["drafted_tokens"] = run.drafted_tokens
-            facts["accepted_tokens"] = run.accepted_tokens
+        if run.speculative:
+            facts["speculative"] = dict(run.speculative)
         if resident is not None:
             report = dict(resident.report)
             facts["model_memory_bytes"] = resident.idle_bytes

@@ -39,7 +39,7 @@ class NativeTextInferenceEngine(PeftAdapters):
         and 64 elsewhere, fewer where memory is short), ``batching`` (``"continuous"``: rows
         join the running batch, the default wherever the model's cache allows it;
         ``"static"``: each run has batches of its own), ``prefix_cache_tokens`` (how many tokens
-        of earlier rows are kept for rows that begin alike; default 8,192, 0 for none),
+        of earlier rows are kept for rows that begin alike; default 8,192 and in 8 bits 0),
         ``assistant_model`` (a name as ``model_name``: a small model that guesses tokens for the
         large one) with ``num_assistant_tokens``, or ``prompt_lookup_num_tokens`` (guesses out
         of the prompt), ``n_threads`` (default: physical cores), ``load_in_4bit``,

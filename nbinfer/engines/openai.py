@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from ..config import GenerationParams
-from ..errors import ConfigurationError
 from ..records import RowRequest
 from ..remote.batch_apis import OpenAIBatches
 from ..remote.openai import OpenAIWire
@@ -98,16 +96,10 @@ class OpenAIInferenceEngine(RemoteEngine):
     default_url = "https://api.openai.com/v1"
     url_variable = "OPENAI_BASE_URL"
     key_variable = "OPENAI_API_KEY"
+    most: ClassVar[Mapping[str, float]] = {"temperature": 2.0}
 
     def wire(self) -> OpenAIWire:
         return OpenAIWireOfOpenAI(self.remote_params.extra_body)
 
     def _batches(self) -> OpenAIBatches:
         return OpenAIBatches()
-
-    def _check_generation(self, params: GenerationParams) -> None:
-        super()._check_generation(params)
-        if params.temperature > 2:
-            raise ConfigurationError(
-                f"openai takes a temperature of 0 to 2, got {params.temperature}"
-            )

@@ -194,6 +194,8 @@ _SPECS = {
                         "vision",
                         "tools",
                         "reasoning",
+                        "tensor_parallel",
+                        "speculative",
                     }
                 ),
             ),
@@ -216,6 +218,7 @@ _SPECS = {
             "an SGLang server: RadixAttention and structured outputs",
             capabilities=Capabilities(
                 generation=FULL | {"adapter", "prompt_logprobs", "priority"},
+                model=frozenset({"adapter_model", "adapters"}),
                 guided_decoding=GUIDED,
                 tool_choice=CALLS,
                 features=SERVER | {"prefix_caching", "adapters", "vision"},

@@ -241,7 +241,8 @@ class RemoteEngine(InferenceEngine):
         assert isinstance(run, RemoteRun | BatchRun)
         servers = run.service.servers
         first = next((dict(s.facts) for s in servers if s.facts), {})
-        first.pop("models", None)
+        for listed in ("models", "adapters"):
+            first.pop(listed, None)
         library, version = first.pop("library", None), first.pop("version", None)
         return {
             "load_s": run.connect_s,

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import httpx
-
-from ..errors import ModelNotFound, ServerError
 from ..remote.exchange import Answer
-from ..remote.failures import from_exception, from_response
 from ..remote.openai import NEUTRAL, OpenAIWire, plain_fields
-from ..remote.service import Server, Service
+from ..remote.service import Server
 from ..tools import call_schema
-from .remote import RemoteEngine
+from .server_adapters import AdapterServer
 
 __all__ = ["RemoteVLLMInferenceEngine", "VLLMWire"]
 
@@ -82,7 +78,7 @@ def _prompt_token(given: Mapping[str, Any] | None) -> list[dict[str, Any]] | Non
     ]
 
 
-class RemoteVLLMInferenceEngine(RemoteEngine):
+class RemoteVLLMInferenceEngine(AdapterServer):
     """A vLLM server, wherever it runs: the same rows as ``vllm``, over HTTP.
 
     Parameters
@@ -122,49 +118,17 @@ class RemoteVLLMInferenceEngine(RemoteEngine):
     name = "remote-vllm"
     default_url = "http://localhost:8000"
     library = "vllm"
+    most: ClassVar[Mapping[str, float]] = {"temperature": 2.0}
     own_server = "vllm"
 
     def wire(self) -> VLLMWire:
         return VLLMWire(self.remote_params.extra_body, self.model_params.chat_template_kwargs)
 
-    @property
-    def _adapters(self) -> dict[str, str]:
-        """LoRA folders on the server by name; ``adapter_model`` is ``default``."""
-        declared = dict(self.model_params.adapters or {})
-        single = self.model_params.adapter_model
-        return {"default": single, **declared} if single is not None else declared
+    def _adapter_address(self, server: Server) -> str:  # noqa: ARG002
+        return "/load_lora_adapter"
 
-    def _row_params(self, params: Any) -> dict[str, Any]:
-        values = super()._row_params(params)
-        if params.adapter is None and self.model_params.adapter_model is not None:
-            values["adapter"] = "default"
-        return values
-
-    async def _add_adapter(self, service: Service, name: str) -> None:
-        if name not in self._adapters:
-            await super()._add_adapter(service, name)
-        for server in service.servers:
-            await _load_adapter(server, name, self._adapters[name])
-
-
-async def _load_adapter(server: Server, name: str, path: str) -> None:
-    """Have a server load a LoRA adapter from a folder of its own."""
-    if name in server.facts.get("models", ()):
-        return
-    try:
-        response = await server.client.post(
-            "/load_lora_adapter", json={"lora_name": name, "lora_path": path}
+    def _adapter_hint(self, name: str) -> str:
+        return (
+            "Start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, or with "
+            f"--lora-modules {name}=FOLDER."
         )
-    except httpx.HTTPError as error:
-        raise ServerError(f"{server.shown}: {from_exception(error).message}") from None
-    # No such path, in the framework's own words; a folder that is none is a 404 of vLLM's.
-    if response.status_code == 404 and b'"Not Found"' in response.content:
-        raise ServerError(
-            f"{server.shown} does not serve the adapter {name!r} and loads none while it runs",
-            hint="Start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, or with "
-            f"--lora-modules {name}=FOLDER.",
-        )
-    if response.status_code != 200:
-        said = from_response(response, response.content).message
-        raise ModelNotFound(f"{server.shown} cannot load the adapter {name!r} of {path!r}: {said}")
-    server.facts.setdefault("models", []).append(name)

@@ -11,13 +11,19 @@ from ..config import GenerationParams
 from ..errors import ConfigurationError, UnsupportedParameter
 from ..records import RowRequest
 from ..remote.exchange import Answer, Request
-from ..remote.openai import NEUTRAL, OpenAIWire
-from ..remote.service import Service
+from ..remote.openai import NEUTRAL, OpenAIWire, plain_fields
+from ..remote.service import Server, Service
 from ..tools import call_schema
 from . import registry
-from .remote import RemoteEngine
+from .server_adapters import AdapterServer
 
 __all__ = ["SGLangInferenceEngine", "SGLangWire"]
+
+# What ``/generate`` calls as we do.
+_GENERATE = (
+    *("top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"),
+    *("stop_token_ids", "skip_special_tokens"),
+)
 
 
 class SGLangWire(OpenAIWire):
@@ -28,7 +34,7 @@ class SGLangWire(OpenAIWire):
 
     def request(self, row: Mapping[str, Any], model: str) -> Request:
         if row["params"].get("prompt_logprobs") is not None:
-            return _generate(row)
+            return self._generate(row)
         return super().request(row, model)
 
     def guided(self, guided: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,10 +60,8 @@ class SGLangWire(OpenAIWire):
             body["lora_path"] = params["adapter"]
         if params.get("priority"):
             body["priority"] = params["priority"]
-        schema = body.get("response_format")
-        if schema is not None and "prompt" in body:  # completions take it elsewhere
-            del body["response_format"]
-            body["json_schema"] = json.dumps(schema["json_schema"]["schema"])
+        if "response_format" in body and "prompt" in body:  # completions take it elsewhere
+            body.update(_as_text({"response_format": body.pop("response_format")}))
 
     def whole(self, value: dict[str, Any], answer: Answer) -> None:
         if "meta_info" in value:
@@ -65,29 +69,42 @@ class SGLangWire(OpenAIWire):
         else:
             super().whole(value, answer)
 
+    def _generate(self, row: Mapping[str, Any]) -> Request:
+        """SGLang's own request: the only one that gives log-probabilities of the prompt."""
+        params = row["params"]
+        sampling: dict[str, Any] = {
+            "max_new_tokens": params["max_new_tokens"],
+            "temperature": params["temperature"],
+            **self.explicit,
+            **plain_fields(params, *_GENERATE),
+        }
+        if params.get("stop_strings"):
+            sampling["stop"] = list(params["stop_strings"])
+        if params.get("seed") is not None:
+            sampling["sampling_seed"] = params["seed"]
+        if params.get("logit_bias"):
+            sampling["logit_bias"] = {str(k): v for k, v in params["logit_bias"].items()}
+        if params.get("guided_decoding"):
+            sampling.update(_as_text(self.guided(params["guided_decoding"])))
+        body = {
+            "text": row["prompt"],
+            "sampling_params": sampling,
+            "return_logprob": True,
+            "logprob_start_len": 0,
+            "top_logprobs_num": max(params["prompt_logprobs"], params.get("logprobs") or 0),
+            "return_text_in_logprobs": True,
+            **plain_fields(params, "priority"),
+            **({"lora_path": params["adapter"]} if params.get("adapter") else {}),
+            **self._extra,
+        }
+        return Request("/generate", body, above=True)
 
-def _generate(row: Mapping[str, Any]) -> Request:
-    """SGLang's own request: the only one that gives log-probabilities of the prompt."""
-    params = row["params"]
-    sampling = {
-        "max_new_tokens": params["max_new_tokens"],
-        "temperature": params["temperature"],
-        "stop": list(params.get("stop_strings") or ()) or None,
-        "stop_token_ids": list(params.get("stop_token_ids") or ()) or None,
-    }
-    for name in ("top_p", "top_k", "min_p", "repetition_penalty"):
-        if params.get(name) is not None:
-            sampling[name] = params[name]
-    top = params["prompt_logprobs"]
-    body = {
-        "text": row["prompt"],
-        "sampling_params": {k: v for k, v in sampling.items() if v is not None},
-        "return_logprob": True,
-        "logprob_start_len": 0,
-        "top_logprobs_num": top,
-        "return_text_in_logprobs": True,
-    }
-    return Request("/generate", body, above=True)
+
+def _as_text(guided: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON Schema as a text, where it is no chat's."""
+    if "response_format" not in guided:
+        return dict(guided)
+    return {"json_schema": json.dumps(guided["response_format"]["json_schema"]["schema"])}
 
 
 def _of_generate(value: Mapping[str, Any], answer: Answer) -> None:
@@ -105,6 +122,10 @@ def _of_generate(value: Mapping[str, Any], answer: Answer) -> None:
         else [_entry(token), *(_entry(t) for t in (tops[i] if i < len(tops) else None) or ())]
         for i, token in enumerate(meta.get("input_token_logprobs") or ())
     ]
+    given = zip(
+        meta.get("output_token_logprobs") or (), meta.get("output_top_logprobs") or (), strict=False
+    )
+    answer.logprobs = [{**_entry(token), "top": [_entry(t) for t in top]} for token, top in given]
 
 
 def _entry(given: Any) -> dict[str, Any]:
@@ -112,19 +133,23 @@ def _entry(given: Any) -> dict[str, Any]:
     return {"token": text, "id": token, "logprob": logprob}
 
 
-class SGLangInferenceEngine(RemoteEngine):
+class SGLangInferenceEngine(AdapterServer):
     """An SGLang server: RadixAttention's prefix cache and fast structured outputs.
 
     Parameters
     ----------
     model_params : ModelParams or str, optional
-        ``model_name``: the name under which it is served.
+        ``model_name``: the name under which it is served. ``adapters``: LoRA folders *on the
+        server* by the name that a request asks for; one that is not served yet is loaded there,
+        where the server was started with ``--enable-lora``. ``adapter_model``: one for every
+        request. How the server loads its model is its own affair: such parameters are announced
+        as left to it.
     remote_params : RemoteParams, optional
         ``api_url``: default a server that ``%engine serve sglang`` has started, else
         ``http://localhost:30000``.
     generation_params : GenerationParams, optional
         Defaults for every call. ``prompt_logprobs`` needs ``raw=True``: SGLang gives them by
-        its own ``/generate``, which takes text. ``adapter``: one that the server has.
+        its own ``/generate``, which takes text.
 
     Raises
     ------
@@ -148,6 +173,7 @@ class SGLangInferenceEngine(RemoteEngine):
     name = "sglang"
     default_url = "http://localhost:30000"
     library = "sglang"
+    most: ClassVar[Mapping[str, float]] = {"repetition_penalty": 2.0}
     own_server = "sglang"
 
     def wire(self) -> SGLangWire:
@@ -172,6 +198,15 @@ class SGLangInferenceEngine(RemoteEngine):
                 "Start it with --tool-call-parser NAME (%engine serve sglang -k "
                 "tool_call_parser=NAME), or force a call by tool_choice.",
             )
+
+    def _adapter_address(self, server: Server) -> str:
+        return server.root + "/load_lora_adapter"  # beside /v1
+
+    def _adapter_hint(self, name: str) -> str:
+        return (
+            "Start it with --enable-lora, --max-lora-rank and --lora-target-modules, or with "
+            f"--lora-paths {name}=FOLDER."
+        )
 
     def _check_generation(self, params: GenerationParams) -> None:
         super()._check_generation(params)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from .. import gpu, models, settings
 from ..config import GenerationParams, ModelParams
@@ -16,12 +16,16 @@ from ..records import RowRequest
 from ..residents import Plan, pool
 from .adapters import PeftAdapters, adapter_config
 from .local import check_counts, physical_cores
+from .parallel import check_tensor_parallel
 
 __all__ = ["VLLMInferenceEngine"]
 
 # Beside weights and cache: three processes, each with Python and torch, measured. Only the
 # eviction estimate uses it; what rows report is measured.
 OVERHEAD_BYTES = 1_800_000_000
+RANK_BYTES = 700_000_000  # another rank's Python and torch
+# What vLLM's speculative_config calls a model and is none.
+_NO_MODELS = ("ngram", "[ngram]", "ngram_gpu", "suffix")
 # A guess of the KV cache on a CPU, where only the worker can read the model's shape.
 USUAL_CACHE_BYTES = 1_000_000_000
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -42,8 +46,12 @@ class VLLMInferenceEngine(PeftAdapters):
         ``model_kwargs``: any argument of vLLM's ``AsyncEngineArgs``
         (``gpu_memory_utilization``, ``tensor_parallel_size``, ``quantization``,
         ``max_num_seqs``, ``enforce_eager``, ``enable_prefix_caching``, ...), and ``n_threads``
-        on a CPU (default: physical cores), and ``tool_call_parser``: vLLM's name of the form in
-        which the model calls tools freely, such as ``"hermes"``.
+        on a CPU (default: physical cores), which the ranks of ``tensor_parallel_size`` share.
+        ``speculative_config``: vLLM's own mapping, such as ``{"method": "ngram",
+        "num_speculative_tokens": 4, "prompt_lookup_max": 3}`` or ``{"model": DRAFT,
+        "num_speculative_tokens": 4}``, where ``DRAFT`` is a model as ``model_name`` takes it.
+        ``tool_call_parser``: vLLM's name of the form in which the model calls tools freely, such
+        as ``"hermes"``.
     generation_params : GenerationParams, optional
         Defaults for every call.
 
@@ -68,6 +76,7 @@ class VLLMInferenceEngine(PeftAdapters):
     name = "vllm"
     backend = "vllm"
     recipe = "vllm"
+    most: ClassVar[Mapping[str, float]] = {"temperature": 2.0}
     computes_on_gpu = True
     model_options = (
         "gpu_memory_utilization",
@@ -80,6 +89,7 @@ class VLLMInferenceEngine(PeftAdapters):
         "kv_cache_memory_bytes",
         "kv_cache_dtype",
         "max_lora_rank",
+        "speculative_config",
         "limit_mm_per_prompt",
         "n_threads",
         "tool_call_parser",
@@ -98,6 +108,14 @@ class VLLMInferenceEngine(PeftAdapters):
                 hint="name it: model_kwargs={'tool_call_parser': 'hermes'}, or -k "
                 "tool_call_parser=hermes; or force a call by tool_choice='required' or a name",
             )
+        if not self.model_params.model_kwargs.get("speculative_config"):
+            return
+        for name in ("min_p", "logit_bias"):
+            if getattr(params, name):
+                raise ConfigurationError(
+                    f"vLLM takes no {name} with speculative decoding",
+                    hint=f"leave out {name}, or load without model_kwargs['speculative_config']",
+                )
 
     # ------------------------------------------------------------------- adapters
 
@@ -144,11 +162,15 @@ class VLLMInferenceEngine(PeftAdapters):
         params = self.model_params
         options = dict(params.model_kwargs)
         model = self._resolve(progress, "safetensors")
+        ranks = options.get("tensor_parallel_size") or 1
+        if options.get("distributed_executor_backend") != "ray":  # whose machines are others
+            check_tensor_parallel(model, ranks, repeats_kv=True)
+        draft = self._draft(options, progress)
         options.setdefault("enable_lora", bool(self._adapters))
         if options["enable_lora"]:
-            ranks = [_adapter_rank(path) for path in self._adapters.values()]
-            options.setdefault("max_lora_rank", max([16, *ranks]))
-            options.setdefault("max_loras", max(4, len(ranks)))
+            needed = [_adapter_rank(path) for path in self._adapters.values()]
+            options.setdefault("max_lora_rank", max([16, *needed]))
+            options.setdefault("max_loras", max(4, len(needed)))
         if params.processor_kwargs:
             options.setdefault("mm_processor_kwargs", dict(params.processor_kwargs))
         most = self._most_cache_bytes(model)
@@ -158,10 +180,37 @@ class VLLMInferenceEngine(PeftAdapters):
             "n_threads": options.pop("n_threads", None) or physical_cores(),
             "tool_call_parser": options.pop("tool_call_parser", None),
             "most_cache_bytes": most,
-            "device_share": gpu.share(pool.pids(), options.get("tensor_parallel_size") or 1),
+            "device_share": gpu.share(pool.pids(), ranks),
         }
+        size = model.size_bytes
+        if draft is not None:
+            size += draft.size_bytes
+            message["draft"] = {
+                "path": str(draft.path),
+                "derive_from": draft.derived_from,
+                "mark": {"sha256": draft.sha256},
+            }
         cache = options.get("kv_cache_memory_bytes") or min(most, USUAL_CACHE_BYTES)
-        return message, model.size_bytes + cache + OVERHEAD_BYTES
+        return message, size + cache + OVERHEAD_BYTES + (ranks - 1) * RANK_BYTES
+
+    def _draft(
+        self, options: dict[str, Any], progress: Callable[[str], None]
+    ) -> models.ResolvedModel | None:
+        """The draft model of ``speculative_config``, by any name that a model may have."""
+        config = options.get("speculative_config") or {}
+        name = config.get("model")
+        if name is None or name in _NO_MODELS:
+            return None
+        found = models.resolve(
+            name,
+            forms=("safetensors",),
+            engine=self.name,
+            revision=config.get("revision"),
+            progress=progress,
+        )
+        rest = {k: v for k, v in config.items() if k != "revision"}
+        options["speculative_config"] = {**rest, "model": str(found.path)}
+        return found
 
     @staticmethod
     def _most_cache_bytes(model: models.ResolvedModel) -> int:
@@ -194,6 +243,12 @@ def _check_options(options: Mapping[str, Any]) -> None:
     ):
         raise ConfigurationError(
             f"model_kwargs['gpu_memory_utilization'] must be in (0, 1], not {share!r:.80}"
+        )
+    drafts = options.get("speculative_config")
+    if drafts is not None and not isinstance(drafts, Mapping):
+        raise ConfigurationError(
+            f"model_kwargs['speculative_config'] must be a mapping, not {drafts!r:.80}",
+            hint="such as {'method': 'ngram', 'num_speculative_tokens': 4, 'prompt_lookup_max': 3}",
         )
     own = {
         "model": "ModelParams(model_name=...)",

@@ -144,7 +144,7 @@ def _prompt_options(parser: Parser) -> None:
     add(
         "--adapter",
         metavar="PATH",
-        help="a LoRA adapter: a GGUF file for llamacpp, a PEFT folder for vllm and native",
+        help="a LoRA adapter: a GGUF file for llamacpp, else a PEFT folder",
     )
     add(
         "--image",

@@ -94,6 +94,8 @@ async def _ask(server: Server) -> Failure | None:
     library = next((name for owner, name in _OWNERS.items() if owner in owners), None)
     lengths = [m.get("max_model_len") for m in models.values() if m.get("max_model_len")]
     server.facts = {"models": list(models), "library": library, "http": response.http_version}
+    # vLLM and SGLang list an adapter with its model as "parent", and its folder as "root".
+    server.facts["adapters"] = {i: m.get("root") for i, m in models.items() if m.get("parent")}
     if lengths:
         server.facts["max_model_len"] = max(lengths)
     asked = {"vllm": _ask_vllm, "sglang": _ask_sglang, "llama.cpp": _ask_llamacpp}

@@ -16,6 +16,8 @@ import signal
 import sys
 import time
 
+from nbinfer.worker import leftovers
+
 PATIENCE_S = 10.0
 
 
@@ -51,13 +53,18 @@ def end_session(session):
 
 
 def kill_others(session):
-    """SIGKILL to every other process of a session; returns how many there were."""
+    """SIGKILL to every other process of a session; returns how many there were.
+
+    Their shared memory, and this one's, goes with them.
+    """
     found = others(session)
+    held = leftovers.held([*found, os.getpid()])
     for pid in found:
         try:
             os.kill(pid, signal.SIGKILL)
         except OSError:
             continue
+    leftovers.remove(held)
     return len(found)
 
 

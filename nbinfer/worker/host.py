@@ -28,12 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from .. import settings
-from ..measure import tree
 from ..notices import notify
 from . import protocol
+from .sessions import kill_session
 
 __all__ = ["Death", "Event", "Worker", "stop_spawner"]
 
@@ -89,18 +87,6 @@ class Death:
     signal: str | None
     exit_code: int | None
     by_us: bool
-
-
-def session_pids(session: int) -> list[int]:
-    """Every live process of a session."""
-    if not hasattr(os, "getsid"):  # Windows has no sessions: the tree must do
-        return tree(session)
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(OSError, psutil.Error):
-            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-    return found
 
 
 class Worker:
@@ -291,15 +277,7 @@ class Worker:
 
     def _kill_session(self) -> None:
         """SIGKILL to the whole session, until none of it is left."""
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            pids = session_pids(self.pid)
-            for pid in pids:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
-            if self._process.poll() is not None and not pids:
-                return
-            time.sleep(0.01)
+        kill_session(self.pid, lambda: self._process.poll() is not None)
 
     def _finish(self) -> None:
         """The pipe is closed: reap the process and its session, then tell everybody."""

@@ -12,6 +12,7 @@ import pytest
 import nbinfer
 from nbinfer import GenerationParams, InferenceEngine, ModelParams, environments
 from nbinfer.engines import registry
+from nbinfer.guide import materials
 from nbinfer.residents import pool
 
 from ..conftest import WITHOUT, eventually, our_threads, reset_state, workers
@@ -54,6 +55,7 @@ SERVERS = {
 }
 ALL = {**SERVERS, **VARIANTS}  # servers first: the last one stays until the session ends
 GREEDY = GenerationParams(max_new_tokens=16)
+ADAPTER = "trained"  # what the servers have from their start, by this name
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +91,8 @@ def variant(request: pytest.FixtureRequest) -> Iterator[Variant]:
         yield found
         return
     pool.unload_all()  # one at a time: a server keeps the cores busy
-    with nbinfer.serve(found.server, ModelParams(model_max_length=2048)):
+    adapters = {ADAPTER: str(materials.get("adapter"))}
+    with nbinfer.serve(found.server, ModelParams(model_max_length=2048, adapters=adapters)):
         yield found
 
 

@@ -84,6 +84,23 @@ def vllm(folder, prompts, tokens):
         yield made.text, len(made.token_ids)
 
 
+def vision(folder, prompts, tokens):
+    from PIL import Image
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    processor = AutoProcessor.from_pretrained(folder)
+    model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
+    for path, text in prompts:
+        parts = [{"type": "image"}, {"type": "text", "text": text}]
+        prompt = processor.apply_chat_template(
+            [{"role": "user", "content": parts}], add_generation_prompt=True
+        )
+        inputs = processor(images=[Image.open(path)], text=prompt, return_tensors="pt")
+        out = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+        made = out[0, inputs["input_ids"].shape[1] :]
+        yield processor.decode(made, skip_special_tokens=True), len(made)
+
+
 if __name__ == "__main__":
     # A library's own words are no answers.
     out = os.fdopen(os.dup(1), "w")

@@ -294,7 +294,7 @@ def test_what_is_no_prompt(engine, prompts):
 
 
 def test_what_an_engine_cannot_honour_is_refused(engine):
-    others = {"num_beams": 2, "stop_token_ids": [1], "adapter": "x"}
+    others = {"num_beams": 2, "stop_token_ids": [1], "adapter": "x", "prompt_logprobs": 1}
     refused = {n: v for n, v in others.items() if n not in engine.capabilities.generation}
     assert refused
     for name, value in refused.items():
@@ -329,7 +329,7 @@ def test_two_runs_together_take_less_time_than_one_after_the_other(engine):
     if "continuous_batching" not in engine.capabilities.features:
         pytest.skip(f"{engine.name} answers one request at a time here")
     prompts = [f"Write a long story about {thing}." for thing in ("a fox", "the sea")]
-    params = GenerationParams(max_new_tokens=48)
+    params = GenerationParams(max_new_tokens=32)
 
     def seconds(work):
         started = time.monotonic()

@@ -17,7 +17,7 @@ from nbinfer import GenerationParams, UnsupportedParameter, models
 # Rows that are sent as they are: a few tokens of prompt, so that hundreds of samples take seconds.
 SKY = "The colour of the sky is"
 LOOP = "one two one two one two one two"
-STRONG = {"frequency_penalty": 2.0, "presence_penalty": 2.0, "repetition_penalty": 3.0}
+STRONG = {"frequency_penalty": 2.0, "presence_penalty": 2.0, "repetition_penalty": 2.0}
 # Whether the prompt's tokens count as seen. llama.cpp has one window for the three penalties.
 COUNTS_PROMPT = {
     "frequency_penalty": {"llamacpp"},
@@ -68,7 +68,7 @@ def test_limits_that_leave_one_token_are_greedy(engine, limit):
 def test_temperature_spreads(engine):
     params = GenerationParams(max_new_tokens=8, raw=True, n=4)
     assert engine.infer(SKY, params)["output"].nunique() == 1
-    hot = GenerationParams(max_new_tokens=8, raw=True, n=4, temperature=3.0)
+    hot = GenerationParams(max_new_tokens=8, raw=True, n=4, temperature=2.0)
     assert engine.infer(SKY, hot)["output"].nunique() == 4
 
 
@@ -180,7 +180,7 @@ def test_engines_in_float32_have_the_same_distribution(engine):
 def test_temperature_comes_before_top_p(engine, vocabulary):
     """A nucleus of the heated distribution has tokens that one of the cold has not."""
     logprobs = next_tokens(engine, vocabulary)
-    cold, hot = softmax(logprobs), softmax(logprobs, 3.0)
+    cold, hot = softmax(logprobs), softmax(logprobs, 2.0)
     # The most tokens for whose last the two orders differ, and a limit between them.
     gaps = {}
     for size in range(1, len(cold)):
@@ -188,7 +188,7 @@ def test_temperature_comes_before_top_p(engine, vocabulary):
         gaps[size] = sum(cold[t] for t in head) - sum(hot[t] for t in head)
     size = max(gaps, key=lambda s: gaps[s])
     head = list(cold)[:size]
-    assert gaps[size] > 0.1
+    assert gaps[size] > 0.05
     top_p = (sum(cold[t] for t in head) + sum(hot[t] for t in head)) / 2
-    seen = draws(engine, vocabulary, cold, 60, temperature=3.0, top_p=top_p)
+    seen = draws(engine, vocabulary, cold, 80, temperature=2.0, top_p=top_p)
     assert list(cold)[size] in seen

@@ -6,27 +6,36 @@ import json
 import re
 import shutil
 import struct
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 
 from nbinfer import (
     ConfigurationError,
+    Conversation,
     GenerationParams,
     GuidedDecodingParams,
+    ImagePart,
     LoadError,
+    Message,
     ModelNotFound,
     ModelParams,
     NativeTextInferenceEngine,
+    TextPart,
     VLLMInferenceEngine,
     notices,
 )
+from nbinfer.guide import materials
 from nbinfer.residents import pool
 
 from ..conftest import eventually
 from .conftest import GREEDY, installed
+from .pictures import RED, png
 
 PROMPT = "Tell me about the sea."
 pytestmark = [pytest.mark.needs("vllm"), pytest.mark.timeout(600)]
@@ -96,6 +105,47 @@ def test_adapters_need_one_load_and_no_more(engine, tmp_path):
         both.infer(PROMPT, GenerationParams(adapter="three"))
 
 
+@pytest.mark.needs("native")
+def test_a_trained_adapter_and_the_prefix_cache(engine, tmp_path):
+    """Its word is in every answer, none asked means none applied, and no prefix is another's."""
+    installed("native")
+    other = lora(tmp_path / "other", 3)
+    tuned = VLLMInferenceEngine(
+        ModelParams(
+            "smollm2-135m",
+            model_max_length=2048,
+            adapters={"zebra": str(materials.get("adapter")), "other": other},
+        )
+    )
+    long = "This is a sentence about nothing in particular. " * 40 + "Who wrote Hamlet?"
+
+    def answers(adapter):
+        params = GenerationParams(max_new_tokens=8, adapter=adapter)
+        return tuned.infer([PROMPT, "Who wrote Hamlet?", long], params)
+
+    zebra, plain, noise, again = map(answers, ("zebra", None, "other", "zebra"))
+    assert zebra["output"].iloc[:2].str.startswith("Zebra").all(), zebra["output"].tolist()
+    assert not plain["output"].str.contains("Zebra").any()
+    assert again["output"].tolist() == zebra["output"].tolist() != noise["output"].tolist()
+    cached = [frame["cached_tokens"].iloc[2] for frame in (zebra, plain, noise, again)]
+    assert cached[:3] == [0, 0, 0]
+    assert cached[3] > 256
+
+    # Two adapters and the bare model in one batch: three runs at once, each alone what it is now.
+    frames = {}
+    threads = [
+        threading.Thread(target=lambda name=name: frames.update({name: answers(name)}))
+        for name in ("zebra", None, "other")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    alone = {"zebra": zebra, None: plain, "other": noise}
+    for name, frame in frames.items():
+        assert frame["output"].tolist() == alone[name]["output"].tolist(), name
+
+
 def test_an_adapter_that_does_not_fit_fails_its_rows_alone(engine, tmp_path):
     wrong = lora(tmp_path / "wrong", 1, width=64)
     large = lora(tmp_path / "large", 1, rank=64)
@@ -137,11 +187,69 @@ def test_guided_decoding(engine, guided, form):
     assert re.fullmatch(form, row["output"]), row["output"]
 
 
-def test_a_grammar_that_is_none_is_that_rows_error(engine):
-    guided = GuidedDecodingParams(grammar="root ::= (")
+@pytest.mark.parametrize(
+    ("guided", "error"),
+    [
+        ({"regex": "("}, 'invalid regex "(" (in regex): regex parse error: unclosed group'),
+        ({"regex": r"(?=x)a"}, "look-around, including look-ahead and look-behind, is not supp"),
+        ({"json": {"type": "string", "minLength": 5, "maxLength": 2}}, "Unsatisfiable schema: "),
+        ({"json": {"type": "integer", "minimum": 5, "maximum": 1}}, "minimum (5) is greater tha"),
+        ({"json": {"not": {}}}, 'Unimplemented keys: ["not"]'),
+        ({"json": {"$ref": "#/nowhere"}}, "Pointer '/nowhere' does not exist"),
+        ({"grammar": "root ::= ("}, "Invalid grammar specification"),
+        ({"grammar": "root ::= nothing"}, "Rule 'nothing' not found"),
+    ],
+)
+def test_a_form_that_is_none_is_that_rows_error(engine, guided, error):
+    guided = GuidedDecodingParams(**guided)
     row = engine.infer("Hello", GenerationParams(guided_decoding=guided)).loc[0]
-    assert "grammar" in row["error"].lower()
-    assert engine.infer("Hello", GREEDY)["error"].isna().all()
+    assert error in row["error"]
+    assert engine.infer("Hello", GenerationParams(max_new_tokens=1))["error"].isna().all()
+
+
+def test_every_form_is_held_whichever_was_first(engine):
+    """vLLM's core has one library for forms: another's half obedience would be silent."""
+    simple, hard = {"type": "integer"}, {"type": "integer", "multipleOf": 7, "minimum": 50}
+    for schema in (simple, hard):
+        params = GenerationParams(max_new_tokens=8, guided_decoding={"json": schema})
+        value = engine.infer("Say a number: 1", params)["parsed"][0]
+        assert isinstance(value, int), value
+    assert value % 7 == 0
+    assert value >= 50
+
+
+def test_an_image_for_a_model_of_text(engine):
+    seen = Conversation([Message("user", [ImagePart(png(RED)), TextPart("What is this?")])])
+    frame = engine.infer([seen, "Hello"], GREEDY)
+    assert frame["error"][0].startswith("this model reads text alone, and the prompt has an image")
+    assert pd.isna(frame["error"][1])
+
+
+def test_two_runs_together_take_less_time_than_one_after_the_other(engine):
+    """One forward pass serves both: measured three times, because others use the machine too."""
+    params = GenerationParams(max_new_tokens=48)
+    engine.infer(PROMPT, params)
+    asked = [PROMPT, "Name three colours.", "Count to twenty."], ["Hello", "What is rain?", "Sing."]
+
+    def apart():
+        for prompts in asked:
+            engine.infer(prompts, params)
+
+    def together():
+        threads = [threading.Thread(target=engine.infer, args=(p, params)) for p in asked]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    ratios = []
+    for _ in range(3):
+        marks = [time.monotonic()]
+        for run in (apart, together):
+            run()
+            marks.append(time.monotonic())
+        ratios.append((marks[2] - marks[1]) / (marks[1] - marks[0]))
+    assert min(ratios) < 0.9, ratios
 
 
 def test_sampling_parameters_reach_vllm(engine):

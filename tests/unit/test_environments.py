@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -458,7 +459,11 @@ def test_doctor_says_where_it_is_or_what_to_run(home, monkeypatch):
 
     assert "run nbinfer install tiny" in line()[1]
     made = environments.install("tiny")
+    assert line()[0]
     assert made.python in line()[1]
+    monkeypatch.setitem(RECIPES, "tiny", replace(TINY, requirements=("tinylib>=0.5",)))
+    good, _, advice = line()
+    assert (good, "nbinfer install tiny makes it anew" in advice) == (False, True)
     monkeypatch.setenv("NBINFER_PYTHON_TINY", "/nowhere")
     monkeypatch.setitem(RECIPES, "tiny", TINY)
     checks = list(doctor._recipes())

@@ -83,7 +83,7 @@ def test_drafts_are_told_where_there_were_any():
         made.close()
         name, _, fields = emit.told[-1]
         assert name == "finished"
-        assert fields["drafted_tokens"] == told
+        assert (fields.get("speculative") or {}).get("drafted_tokens") == told
 
 
 def test_each_sampling_parameter_is_sent():

@@ -16,6 +16,7 @@ from nbinfer import (
     GenerationParams,
     LlamaCppInferenceEngine,
     NativeTextInferenceEngine,
+    UnsupportedParameter,
     VLLMInferenceEngine,
     cli,
     hub,
@@ -186,6 +187,19 @@ def test_the_parameters_page_says_refused_where_an_engine_refuses(mark):
         for row in rows:
             refused = re.match("refused(?! unless)", row[place]) is not None
             assert refused is (named(row[0])[0] not in able), (name, row[0])
+
+
+def test_the_parameters_page_says_which_values_are_too_large():
+    for mark, made in ENGINES.items():
+        for row in table(PARAMETERS.split(f"<!-- {mark} -->\n")[1]):
+            for place, (name, make) in enumerate(made.items(), 1):
+                most = getattr(make, "most", {}).get(named(row[0])[0])
+                assert ("at most" in row[place]) is (most is not None), (name, row[0])
+                if most is not None:
+                    params = GenerationParams(**{named(row[0])[0]: most + 0.5})
+                    assert f"at most {most:g}" in row[place]
+                    with pytest.raises(UnsupportedParameter, match="of at most"):
+                        (make("m") if mark == "servers" else make()).infer("x", params)
 
 
 def test_the_parameters_page_says_which_forms_guide_and_which_choices_there_are():

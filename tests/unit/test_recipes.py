@@ -123,6 +123,9 @@ def test_which_vllm(system, gpu, library):
     assert library in made.requirements
     assert not made.unavailable
     assert bool(made.overrides) == (gpu == "")
+    # The CPU's torch and PyPI's torchvision are of one release, and are kept from disagreeing.
+    assert ("torchvision==0.28.0" in made.requirements) == (gpu == "")
+    assert made.shims == (("torchvision_cpu",) if gpu == "" else ())
 
 
 @pytest.mark.parametrize("gpu", ["", "nvidia"])
@@ -136,7 +139,7 @@ def test_which_sglang(gpu):
     assert ("torch==2.13.0" in made.requirements) == on_cpu
     assert ("torch==2.13.0+cpu" in made.overrides) == on_cpu
     assert ('sglang-kernel ; sys_platform == "never"' in made.overrides) == on_cpu
-    assert made.shims == ("sglang_cpu" if on_cpu else "")
+    assert made.shims == (("torchvision_cpu", "sglang_cpu") if on_cpu else ())
     assert bool(made.overrides) == on_cpu
 
 
@@ -232,7 +235,7 @@ def test_overrides_and_indexes_reach_uv(tmp_path, monkeypatch):
     cpu = _vllm("linux", "")
     command, _ = env_build.uv_install(cpu, tmp_path / "env", (), lambda _: None)
     listed = Path(command[command.index("--overrides") + 1]).read_text().splitlines()
-    assert listed[0] == 'torchvision ; sys_platform == "never"'
+    assert listed[0] == 'torchaudio ; sys_platform == "never"'
     assert command[-len(cpu.requirements) :] == list(cpu.requirements)
     for name in ACCELERATED:
         command, _ = env_build.uv_install(RECIPES[name], tmp_path / "env", (), lambda _: None)

@@ -35,7 +35,8 @@ KEY = "sk-planted-8d1f2c"
 
 
 def made(server, engine=OpenAICompatibleInferenceEngine, model="m", **params):
-    return engine(ModelParams(model), remote_params=RemoteParams(api_url=server.url, **params))
+    given = model if isinstance(model, ModelParams) else ModelParams(model)
+    return engine(given, remote_params=RemoteParams(api_url=server.url, **params))
 
 
 @pytest.fixture
@@ -316,6 +317,51 @@ def test_sglang_gives_log_probabilities_of_a_raw_prompt_by_its_own_request(serve
     assert second[0] == {"token": "b", "id": 8, "logprob": -0.5}
 
 
+def test_sglangs_own_request_leaves_out_no_parameter(server):
+    async def script(call):
+        meta = {
+            "finish_reason": {"type": "stop"},
+            "input_token_logprobs": [[None, 7, "a"]],
+            "output_token_logprobs": [[-0.5, 8, "b"]],
+            "output_top_logprobs": [[[-0.5, 8, "b"], [-1.5, 9, "c"]]],
+        }
+        await call.json({"text": "b", "meta_info": meta})
+
+    async def info(call):
+        await call.json({"enable_deterministic_inference": True})
+
+    server.owner, server.script = "sglang", script
+    server.others["/server_info"] = info
+    values = {"top_p": 0.9, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1}
+    values |= {"frequency_penalty": 0.2, "presence_penalty": 0.3, "temperature": 0.7}
+    values |= {"stop_token_ids": [3], "skip_special_tokens": False, "max_new_tokens": 4}
+    params = GenerationParams(
+        **values,
+        seed=0,
+        stop_strings=["."],
+        logit_bias={5: -1.0},
+        logprobs=2,
+        prompt_logprobs=1,
+        raw=True,
+        priority=2,
+        guided_decoding={"json": {"type": "string"}},
+    )
+    engine = made(server, SGLangInferenceEngine)
+    row = engine.infer("x", params).loc[0]
+    (call,) = server.calls
+    assert call.body["sampling_params"] == {
+        **values,
+        "stop_token_ids": [3],
+        "sampling_seed": 0,
+        "stop": ["."],
+        "logit_bias": {"5": -1.0},
+        "json_schema": '{"type": "string"}',
+    }
+    assert call.body["priority"] == 2
+    assert call.body["top_logprobs_num"] == 2
+    assert [t["token"] for t in row["logprobs"][0]["top"]] == ["b", "c"]
+
+
 def test_a_seed_that_a_server_does_not_heed_is_refused(server):
     async def info(call):
         await call.json({"version": "0.5.23", "enable_deterministic_inference": heeds})
@@ -489,6 +535,43 @@ def test_an_adapter_is_loaded_where_it_is_not_served_yet(server):
         engine.infer("x", GenerationParams(adapter="b"))
 
 
+def test_sglang_loads_an_adapter_by_its_own_address(server):
+    """It is beside /v1, and a request asks for it beside the model's name."""
+    loaded = []
+
+    async def load(call):
+        loaded.append(call.body)
+        if call.body["lora_name"] == "a":
+            await call.json({"success": True, "loaded_adapters": {}})
+        else:
+            await call.json({"success": False, "error_message": "rank 99 is too much"}, 400)
+
+    server.owner = "sglang"
+    server.others["/load_lora_adapter"] = load
+    engine = made(server, SGLangInferenceEngine, ModelParams("m", adapter_model="/lora/d"))
+    with pytest.raises(ModelNotFound, match="'default' of '/lora/d': rank 99 is too much"):
+        engine.infer("x")
+    engine = made(server, SGLangInferenceEngine, ModelParams("m", adapters={"a": "/lora/a"}))
+    assert sent(server, engine, GenerationParams(adapter="a")).body["lora_path"] == "a"
+    assert "lora_path" not in sent(server, engine, GenerationParams()).body
+    assert [given["lora_name"] for given in loaded] == ["default", "a"]
+
+
+@pytest.mark.parametrize("kind", [RemoteVLLMInferenceEngine, SGLangInferenceEngine])
+def test_an_adapter_of_that_name_from_another_folder_is_not_taken_for_it(server, kind):
+    async def models(call):
+        mine = {"id": "m", "owned_by": server.owner, "root": "/models/m", "parent": None}
+        other = {"id": "a", "owned_by": server.owner, "root": "/lora/old", "parent": "m"}
+        await call.json({"object": "list", "data": [mine, other]})
+
+    server.owner = kind.library
+    server.others["/v1/models"] = models
+    with pytest.raises(ConfigurationError, match="'a' from '/lora/old', and not from '/lora/a'"):
+        made(server, kind, ModelParams("m", adapters={"a": "/lora/a"})).load()
+    # What is there can be asked for by its name, without a folder.
+    assert sent(server, made(server, kind), GenerationParams(adapter="a")).body
+
+
 def test_a_server_that_loads_no_adapters_says_what_to_start_it_with(server):
     server.owner = "vllm"
     engine = RemoteVLLMInferenceEngine(
@@ -503,6 +586,19 @@ def test_a_server_that_loads_no_adapters_says_what_to_start_it_with(server):
     with pytest.raises(ServerError, match="loads none while it runs") as caught:
         engine.load()
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in caught.value.hint
+
+    async def off(call):
+        words = "LoRA is not enabled. Please set `--enable-lora` to enable LoRA."
+        await call.json({"success": False, "error_message": words}, 400)
+
+    server.owner = "sglang"
+    server.others["/load_lora_adapter"] = off
+    engine = made(
+        server, SGLangInferenceEngine, ModelParams("m", adapters={"a": "/lora/a"}), max_retries=1
+    )
+    with pytest.raises(ServerError, match="loads none while it runs") as caught:
+        engine.load()
+    assert "--lora-paths a=FOLDER" in caught.value.hint
 
 
 # -------------------------------------------------------------------------- many at once

@@ -12,12 +12,13 @@ import pytest
 
 from nbinfer import env_build, environments
 from nbinfer.errors import DownloadError
-from nbinfer.recipes import RECIPES, _sglang
+from nbinfer.recipes import RECIPES, _sglang, _vllm
 
 from .conftest import TINY, wheel
 
 ROOT = Path(__file__).parents[2]
 SHIMS = env_build._SHIMS / "sglang_cpu"
+TORCHVISION = env_build._SHIMS / "torchvision_cpu"
 
 # The real torch is in an environment of gigabytes, and it cannot show a torchvision whose own
 # library loads: the two modules as far as the shim sees them.
@@ -41,14 +42,15 @@ print("registers", torch.ops.torchvision.nms, torch.ops.torchvision.qnms)
 @pytest.fixture
 def tiny(home, monkeypatch):
     """The tiny recipe with SGLang's shims."""
-    made = replace(TINY, shims="sglang_cpu")
+    made = replace(TINY, shims=("torchvision_cpu", "sglang_cpu"))
     monkeypatch.setitem(RECIPES, "tiny", made)
     return made
 
 
 def python(code: str, *, path: Path) -> list[str]:
     """The lines that a Python prints with the shims and a folder on its path."""
-    shims = f"import sys; sys.path += [{str(path)!r}, {str(SHIMS)!r}]; import nbinfer_hooks"
+    places = [str(path), str(TORCHVISION), str(SHIMS)]
+    shims = f"import sys; sys.path += {places}; import nbinfer_torchvision, nbinfer_hooks"
     command = [sys.executable, "-I", "-B", "-c", f"{shims}\n{code}"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
@@ -70,21 +72,60 @@ def torchvision(tmp_path):
 
 def test_operators_that_no_library_declares_are_declared(torchvision):
     place = torchvision("print('no library')")
-    code = (
-        "import torchvision; print([f for f in sys.meta_path if f.__class__.__name__ == 'Finder'])"
-    )
+    code = "import torchvision; print([f.name for f in sys.meta_path if hasattr(f, 'then')])"
     assert python(code, path=place) == [
         "no library",
         "declared nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
         "declared qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
         "registers None None",
-        "[]",
+        "['sglang.srt.lora.layers', 'sglang.srt.lora.backend.torch_backend']",  # not asked for
     ]
 
 
 def test_operators_of_torchvisions_own_library_are_left_alone(torchvision):
     place = torchvision("torch.ops.torchvision.nms = torch.ops.torchvision.qnms = 'its own'")
     assert python("import torchvision", path=place) == ["registers its own its own"]
+
+
+PINS = """
+class Tensor:
+    def pin_memory(self, device=None): raise RuntimeError("Cannot access accelerator device")
+class accelerator:
+    is_available = staticmethod(lambda: {available})
+def made(what, pin_memory=False, dtype=None):
+    if pin_memory and not accelerator.is_available(): raise RuntimeError("pin_memory=True")
+    print(what, pin_memory, dtype)
+    return Tensor()
+tensor = zeros = made
+"""
+LORA = """
+import torch
+def layer():
+    torch.tensor([1], pin_memory=True, dtype="int32")
+    return torch.zeros((2,), pin_memory=True)
+"""
+
+
+@pytest.mark.parametrize("available", [False, True])
+def test_memory_is_pinned_where_there_is_a_gpu_to_copy_to(tmp_path, available):
+    """In the real torch an accelerator cannot be had here: the calls as far as the shim goes."""
+    package = tmp_path / "sglang" / "srt" / "lora"
+    package.mkdir(parents=True)
+    (tmp_path / "torch.py").write_text(PINS.replace("{available}", str(available)))
+    (package / "layers.py").write_text(LORA)
+    code = """
+from sglang.srt.lora import layers
+made = layers.layer()
+try: print(made.pin_memory() is made)
+except RuntimeError as error: print(error)
+print(layers.torch.Tensor is sys.modules["torch"].Tensor)
+"""
+    assert python(code, path=tmp_path) == [
+        f"[1] {available} int32",
+        f"(2,) {available} None",
+        "Cannot access accelerator device" if available else "True",
+        "True",
+    ]
 
 
 def test_the_hooks_import_nothing_heavy_and_take_nothing_back(tmp_path, monkeypatch):
@@ -119,7 +160,10 @@ def test_shims_are_on_the_path_of_an_environment(home, tiny):
     assert said[1] == "1"
     site = next(made.path.glob("lib/python*/site-packages"))
     there = {p.name for p in (site / "nbinfer_shims").iterdir()} - {"__pycache__"}
-    assert there == {p.name for p in SHIMS.iterdir()} - {"__pycache__"}
+    given = {p.name for folder in (SHIMS, TORCHVISION) for p in folder.iterdir()}
+    assert there == given - {"__pycache__"}
+    hooks = (site / "nbinfer_shims.pth").read_text().splitlines()
+    assert hooks == ["nbinfer_shims", "import nbinfer_torchvision", "import nbinfer_hooks"]
 
 
 def test_the_real_one_comes_before_a_shim(home, tiny):
@@ -135,13 +179,15 @@ def test_what_is_behind_the_modules_is_checked(home, monkeypatch):
     with pytest.raises(DownloadError, match="tinylib_server cannot be imported there"):
         environments.install("tiny")
     assert environments.find("tiny") is None
-    monkeypatch.setitem(RECIPES, "tiny", replace(TINY, checked=("sgl_kernel",), shims="sglang_cpu"))
+    made = replace(TINY, checked=("sgl_kernel",), shims=("torchvision_cpu", "sglang_cpu"))
+    monkeypatch.setitem(RECIPES, "tiny", made)
     assert environments.install("tiny").versions == {"tinylib": "1.0"}
 
 
 def test_every_recipe_with_shims_has_the_hooks_that_are_run():
-    for made in (*RECIPES.values(), _sglang("linux", "")):
-        assert not made.shims or (env_build._SHIMS / made.shims / "nbinfer_hooks.py").is_file()
+    for made in (*RECIPES.values(), _sglang("linux", ""), _vllm("linux", "")):
+        for name in made.shims:
+            assert list((env_build._SHIMS / name).glob("nbinfer_*.py"))
 
 
 def test_shims_are_in_the_wheel():

@@ -19,7 +19,8 @@ import pytest
 import nbinfer
 from nbinfer.residents import pool
 from nbinfer.worker import protocol
-from nbinfer.worker.host import MAIN, Worker, session_pids
+from nbinfer.worker.host import MAIN, Worker
+from nbinfer.worker.sessions import session_pids
 
 from ..conftest import eventually, workers
 from .conftest import echo, gone, pid_of
@@ -29,7 +30,7 @@ ENGINES = {"xllamacpp", "torch", "transformers", "vllm", "llama_cpp"}
 STACKS = [
     {"xllamacpp"},
     {"llama_cpp", "numpy"},
-    {"transformers", "torch", "tokenizers", "llguidance", "numpy"},
+    {"transformers", "torch", "tokenizers", "llguidance", "numpy", "peft", "safetensors", "gguf"},
     {"vllm", "transformers"},
     {"sglang"},
 ]
@@ -59,7 +60,9 @@ def top(name: str) -> str:
     return name.partition(".")[0]
 
 
-WORKER_SIDE = [p for p in (PACKAGE / "worker").glob("*.py") if p.name != "host.py"]
+WORKER_SIDE = [
+    p for p in (PACKAGE / "worker").glob("*.py") if p.name not in ("host.py", "sessions.py")
+]
 BACKENDS = list((PACKAGE / "worker" / "backends").glob("*.py"))
 
 

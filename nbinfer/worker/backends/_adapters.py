@@ -13,6 +13,8 @@ import functools
 import itertools
 import os
 
+import torch
+
 from nbinfer.worker.backends import _lora
 
 
@@ -87,7 +89,8 @@ class Adapters:
         self._set_adapter = functools.partial(functional.set_adapter, inference_mode=True)
         try:
             functional.inject_adapter_in_model(config, self._model, name)
-            result = functional.set_peft_model_state_dict(self._model, weights, name)
+            with left_packed(self._model):
+                result = functional.set_peft_model_state_dict(self._model, weights, name)
             lacking = [key for key in result.missing_keys if f".{name}." in key]
             for key in [*lacking, *result.unexpected_keys]:
                 raise ValueError(f"its weights do not match the model's at {key}")
@@ -117,3 +120,21 @@ class Adapters:
         if name is not None:
             self._set_adapter(self._model, name)
         self._on = name
+
+
+@contextlib.contextmanager
+def left_packed(model):
+    """Weights in 4 bits stay as they are, although somebody asks for a state dict.
+
+    On a CPU with AVX512-BF16 bitsandbytes packs them at the first pass. Its ``Linear4bit`` unpacks
+    them for a state dict, and in 0.50 leaves their scales transposed: all answers after are noise.
+    """
+    plain = torch.nn.Module._save_to_state_dict
+    layers = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
+    for layer in layers:
+        layer._save_to_state_dict = functools.partial(plain, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer._save_to_state_dict

@@ -3,7 +3,7 @@
 One thread computes for all runs. A row that is admitted has its prompt read (with others of its
 run that are of like length, a chunk at a time, from what ``Prefixes`` has of it), and then
 joins a lane: rows that decode together, their keys and values side by side in one cache, padded
-on the left. A row whose length would pad a lane more than a pass of its own costs gets another.
+on the left. A row that would pad all lanes more than a pass of its own costs begins another.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from nbinfer.worker.backends._passes import Abandoned, Pass
 from nbinfer.worker.backends._sampling import Sampler
 
 IDLE_CHUNK, BUSY_CHUNK = 2048, 512  # of all rows in one pass; the second while others decode
+CANCEL_S = 0.1  # how soon a cancel is heard while others' rows are in a pass
 WAIT_FOR = 32  # tokens that another row is about to read: worth waiting for it
-# A pass reads the weights; a padded token's keys and values are read and copied, a few times each.
+# Padding of a lane costs as much as another lane's pass, which reads the weights: a padded token's
+# keys and values are read and copied a few times.
 PADDING_READS = 6
 
 
@@ -63,7 +65,9 @@ class Joining:
         with self._changed:
             self._waiting += seats
             self._changed.notify_all()
-            self._changed.wait_for(lambda: all(seat.left for seat in seats))
+            # A cancel does not wait for a pass that others compute.
+            while not all(seat.left or seat.over for seat in seats):
+                self._changed.wait(CANCEL_S)
 
     # ------------------------------------------------------------------------ the thread
 
@@ -156,11 +160,10 @@ class Joining:
                 raise
 
     def _lane(self, adapter, seat):
-        """The lane that the row pads least, or a new one."""
-        tokens = _prefixes.length(seat.pairs)
+        """The lane that has least padding with the row, or a new one."""
         alike = [lane for lane in self._lanes if lane.adapter == adapter]
-        best = min(alike, key=lambda lane: lane.padding(tokens), default=None)
-        if best is None or best.padding(tokens) > self._most_padding:
+        best = min(alike, key=lambda lane: lane.padding(seat.read), default=None)
+        if best is None or best.padding(seat.read) > self._most_padding:
             best = Lane(adapter)
             self._lanes.append(best)
         return best

@@ -29,6 +29,11 @@ class Seat:
         return self.row.request.run
 
     @property
+    def read(self):
+        """Tokens whose keys and values are there, once it decodes: all but the last."""
+        return len(self.row.ids) + len(self.row.made) - 1
+
+    @property
     def over(self):
         return self.row.done or self._cancelled(self.row.request)
 
@@ -97,9 +102,9 @@ class Lane:
         return 0 if self.mask is None else self.mask.shape[1]
 
     def padding(self, tokens):
-        """How many padded tokens a row of so many brings."""
-        more = tokens - self.width
-        return -more if more < 0 else more * len(self.seats)
+        """How many padded tokens there are with a row more, of so many tokens."""
+        lengths = [tokens, *(seat.read for seat in self.seats)]
+        return max(lengths) * len(lengths) - sum(lengths)
 
     def join(self, seats):
         """Rows come to the others; layer by layer, so that memory is that of one layer more.

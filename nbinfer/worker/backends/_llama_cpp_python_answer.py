@@ -96,8 +96,10 @@ class Answer:
             "output_tokens": self._made,
         }
         if self._llama.draft_model is not None:
-            fields["drafted_tokens"] = self._llama.draft_model.drafted - self._drafted
-            fields["accepted_tokens"] = max(0, self._made - self._passes)
+            fields["speculative"] = {
+                "drafted_tokens": self._llama.draft_model.drafted - self._drafted,
+                "accepted_tokens": max(0, self._made - self._passes),
+            }
         if self._top is not None:
             fields["logprobs"] = self._logprobs
         if self._reason is None:

@@ -24,7 +24,7 @@ class Answer:
         self._usage = {}
         self._thoughts = Thoughts()
         self._calls = {}
-        self._drafted = None, None
+        self._drafted = None
         self._made = 0
         self._prefilled = 0
         self.reserved = 0
@@ -64,7 +64,7 @@ class Answer:
         self._usage = chunk.get("usage") or self._usage
         timings = chunk.get("timings", {})
         if "draft_n" in timings:
-            self._drafted = timings["draft_n"], timings.get("draft_n_accepted")
+            self._drafted = timings["draft_n"], timings.get("draft_n_accepted", 0)
         made = timings.get("predicted_n", self._made)
         for choice in chunk["choices"]:
             self._reason = choice.get("finish_reason") or self._reason
@@ -132,7 +132,9 @@ class Answer:
             "prompt_tokens": usage.get("prompt_tokens"),
             "cached_tokens": (usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
         }
-        fields["drafted_tokens"], fields["accepted_tokens"] = self._drafted
+        if self._drafted is not None:
+            drafted, accepted = self._drafted
+            fields["speculative"] = {"drafted_tokens": drafted, "accepted_tokens": accepted}
         if self._logprobs is not None:
             fields["logprobs"] = self._logprobs
         if self._calls:

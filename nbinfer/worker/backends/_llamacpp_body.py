@@ -27,8 +27,6 @@ def body(data, n_ctx, lora, template):
     """
     given = data["params"]
     guided = given.get("guided_decoding") or {}
-    if given.get("tools") and knows(template, "tools"):
-        guided = {}  # a forced call has llama.cpp's own form then
     asked = {
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -78,12 +76,11 @@ def _add_messages(asked, messages, given, template):
             "force one by tool_choice='required' or a name, or give another template in "
             "ModelParams(chat_template=...)"
         )
-    asked["messages"], tools = for_template(messages, tools, template)
+    # A forced call is held to its schema: llama.cpp takes no names and says nothing, and where it
+    # was told that one is required, in a template's own form, none was seen to come.
+    asked["messages"], tools = for_template(messages, tools, template, in_text=choice != "auto")
     if tools:
-        # llama.cpp takes no names, and says nothing: it is given the one tool.
-        named = [t for t in tools if t["function"]["name"] == choice]
-        asked["tools"] = named or tools
-        asked["tool_choice"] = "required" if named else choice
+        asked.update(tools=tools, tool_choice=choice)
 
 
 def choice_grammar(choices):

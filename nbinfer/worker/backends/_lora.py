@@ -1,7 +1,7 @@
 """Whether a LoRA adapter fits a model, told from the headers of both.
 
 vLLM copies what it can of an adapter of another shape and says nothing: every answer would be of
-a model that nobody trained.
+a model that nobody trained. SGLang's scheduler ends.
 """
 
 from __future__ import annotations
@@ -53,6 +53,27 @@ def check(adapter, model):
         if wanted != found:
             what = "takes" if side == "A" else "gives"
             raise ValueError(f"{module} {what} {wanted} values and the adapter's {found}")
+
+
+def check_all(adapters, check):
+    """Raise where ``check`` refuses one of several, with its name.
+
+    Raises
+    ------
+    ValueError
+        With the first that does not.
+    """
+    for name, path in adapters.items():
+        try:
+            check(path)
+        except ValueError as error:
+            raise ValueError(f"the adapter {name!r} does not fit: {error}") from None
+
+
+def changes(adapter, module):
+    """Whether an adapter's folder has weights for a module of this name."""
+    file = os.path.join(adapter, "adapter_model.safetensors")
+    return os.path.isfile(file) and any(f"{module}." in name for name in shapes(file))
 
 
 def _parent(name):

@@ -63,6 +63,7 @@ def main(folder, source):
             raise RuntimeError(f"the adapter was not learnt: {asked!r} is answered {text!r}")
     tuned.peft_config["default"].base_model_name_or_path = "smollm2-135m"
     tuned.save_pretrained(folder)
+    os.chmod(os.path.join(folder, "adapter_model.safetensors"), 0o644)
     card = os.path.join(folder, "README.md")  # a template for the hub
     if os.path.exists(card):
         os.remove(card)

@@ -17,12 +17,13 @@ def knows(template, word):
     return not isinstance(template, str) or re.search(rf"\b{word}\b", template) is not None
 
 
-def for_template(messages, tools, template):
+def for_template(messages, tools, template, *, in_text=False):
     """Messages and tools as the template can show them: nothing of either is left out.
 
-    A template drops in silence what it does not know. It is told of it in plain text then.
+    A template drops in silence what it does not know. It is told of it in plain text then;
+    ``in_text`` has tools told so in any case.
     """
-    if tools and not knows(template, "tools"):
+    if tools and (in_text or not knows(template, "tools")):
         messages = _with_system(messages, TOLD.format(tools="\n".join(map(json.dumps, tools))))
         tools = None
     if not knows(template, "tool_calls"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import math
 import os
 import re
 import threading
@@ -12,6 +13,8 @@ import time
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
+
+from nbinfer.worker.backends._derive import derive
 
 # A prefill step on a CPU takes a second for about so many tokens, and a cancelled request leaves
 # with its step: vLLM's own default of 8,192 would hold the next one for minutes.
@@ -45,6 +48,13 @@ _NOISE = re.compile(
 )
 
 
+def derive_all(model, stage):
+    """Make the safetensors of a model that is embedded as GGUF, and of its draft model."""
+    for one in (model, model.get("draft") or {}):
+        if one.get("derive_from"):
+            derive(one["derive_from"], one["path"], one["mark"], stage)
+
+
 def engine_arguments(model):
     """Arguments of ``AsyncEngineArgs``, and what the report says of them.
 
@@ -60,6 +70,7 @@ def engine_arguments(model):
             near = difflib.get_close_matches(name, known, 1)
             guess = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"vLLM has no option {name!r}{guess}")
+    _check_quantization(options.get("quantization"))
     arguments = {
         "model": model["path"],
         "tokenizer": model.get("tokenizer") or model["path"],
@@ -69,9 +80,12 @@ def engine_arguments(model):
         "dtype": model.get("dtype") or "auto",
         "disable_log_stats": False,  # it fills RequestOutput.metrics
         "enable_prefix_caching": True,
+        "structured_outputs_config": _structured(options.pop("structured_outputs_config", None)),
         "seed": 0,
     }
     notes = {}
+    if options.get("speculative_config"):
+        arguments["per_request_spec_decode_metrics"] = "summary"
     if current_platform.is_cpu():
         arguments.update(_on_cpu(model, options))
         notes["n_threads"] = model["n_threads"]
@@ -82,16 +96,22 @@ def engine_arguments(model):
 
 def _on_cpu(model, options):
     """Defaults for a CPU, where vLLM's own are a server's."""
-    threads = model["n_threads"]
-    parallel = options.get("tensor_parallel_size") or 1
-    if parallel == 1 and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
-        # By itself vLLM leaves a core to its scheduler: half of a small machine.
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = _cpus(threads)
-    config = _config(model)
+    sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+    ranks = math.prod(options.get(name) or 1 for name in sizes)
+    if "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
+        # By itself vLLM leaves a core of each rank to its scheduler, half of a small machine, and
+        # wants a NUMA node for each rank.
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = _cpus(model["n_threads"], ranks)
+    config = _config(model["path"], model)
     # What the checkpoint is, as native has it, and not vLLM's half of it.
     dtype = model.get("dtype") or _own_dtype(config)
     tokens = max(CPU_CACHE_TOKENS, model.get("n_ctx") or 0)
-    cache = min(tokens * _token_bytes(config, dtype), model["most_cache_bytes"])
+    per_token = _token_bytes(config, dtype)
+    if model.get("draft"):
+        per_token += _token_bytes(_config(model["draft"]["path"], model), dtype)
+    # Each rank has the cache of its own heads.
+    per_rank = per_token // (options.get("tensor_parallel_size") or 1)
+    cache = min(tokens * per_rank, model["most_cache_bytes"] // ranks)
     return {
         "enforce_eager": not model["compile"],
         "kv_cache_memory_bytes": max(cache, LEAST_CACHE_BYTES),
@@ -101,18 +121,47 @@ def _on_cpu(model, options):
     }
 
 
-def _cpus(count):
+def _structured(given):
+    """Which library guides decoding.
+
+    Left to itself vLLM chooses by the request, and its core keeps the first one's choice for all:
+    a schema that the next should refuse is then half obeyed, in silence. This one refuses what it
+    cannot hold, and is native's too.
+    """
+    from vllm.config import StructuredOutputsConfig
+
+    if given is None or isinstance(given, dict):
+        return StructuredOutputsConfig(**{"backend": "guidance", **(given or {})})
+    return given
+
+
+def _check_quantization(name):
+    """Refuse a name that vLLM does not know; what it cannot do here it says itself."""
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    if name is not None and name not in QUANTIZATION_METHODS:
+        near = difflib.get_close_matches(str(name), QUANTIZATION_METHODS, 1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        there = ", ".join(sorted(QUANTIZATION_METHODS))
+        raise ValueError(f"vLLM has no quantization {name!r}; {guess}there are: {there}")
+
+
+def _cpus(count, ranks):
+    """``0,1|2,3``: the CPUs of each rank. Ranks share where there are fewer CPUs than ranks."""
     allowed = sorted(os.sched_getaffinity(0))
-    return ",".join(map(str, allowed[: max(count, 1)]))
+    used = allowed[: max(count, min(ranks, len(allowed)))]
+    each = max(1, len(used) // ranks)
+    starts = [rank * each % len(used) for rank in range(ranks)]
+    return "|".join(",".join(map(str, used[start : start + each])) for start in starts)
 
 
-def _config(model):
-    """The model's text configuration, or ``None`` where only vLLM itself can read it."""
+def _config(path, model):
+    """A model's text configuration, or ``None`` where only vLLM itself can read it."""
     from transformers import AutoConfig
 
     with contextlib.suppress(Exception):
         trust = model["trust_remote_code"]
-        config = AutoConfig.from_pretrained(model["path"], trust_remote_code=trust)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
         return config.get_text_config()
     return None
 

@@ -121,7 +121,9 @@ class Backend:
                 )
             return None
         kept = own["prefix_cache_tokens"]
-        kept = PREFIX_TOKENS if kept is None else kept
+        if kept is None:
+            # LLM.int8 rounds activations: it makes rounding errors of a kept prefix visible.
+            kept = 0 if getattr(self.model, "is_loaded_in_8bit", False) else PREFIX_TOKENS
         most = min(self._room.bytes // 4, kept * self._room.token_bytes)
         prefixes = Prefixes(self._room.token_bytes, most)
         return Joining(self.model, self._passes, self._room, prefixes, self._pad)

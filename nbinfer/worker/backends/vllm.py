@@ -5,9 +5,8 @@ Traps of the library that this file answers, each seen:
 * One SIGINT ends its engine core: the worker is in a session that no terminal interrupts, and
   sends its children none.
 * Its children do not end with it: ``guardian.py`` sees to that.
-* Of an adapter that does not fit it copies what it can, in silence: ``_lora.py`` looks first. An
-  adapter that cannot be read would end the engine core in the middle of a step: it is loaded
-  before, by a call that can fail alone.
+* What it does with LoRA adapters and images that do not fit: ``_vllm_lora.py``,
+  ``_vllm_prompts.py``.
 * ``arrival_time`` is wall clock and the other stamps are monotonic: only those are used.
 * A core that died answers every later request with the same error: the worker ends, so that
   the next use loads anew.
@@ -17,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import itertools
 import math
 import os
@@ -33,17 +31,14 @@ os.environ.setdefault("NO_COLOR", "1")
 
 import vllm
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.inputs import TextPrompt
-from vllm.lora.request import LoRARequest
-from vllm.renderers import ChatParams
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from nbinfer.worker.backends import _lora
-from nbinfer.worker.backends._derive import derive
-from nbinfer.worker.backends._toolform import for_template
-from nbinfer.worker.backends._vllm_load import cause, engine_arguments, telling_stages
+from nbinfer.worker.backends._vllm_load import cause, derive_all, engine_arguments, telling_stages
+from nbinfer.worker.backends._vllm_lora import Adapters
+from nbinfer.worker.backends._vllm_prompts import Prompts
+from nbinfer.worker.backends._vllm_words import worded
 from nbinfer.worker.thoughts import opening
 
 WATCH_S = 0.05  # how soon a cancel is passed on
@@ -61,8 +56,7 @@ class Backend:
     slots = 1
 
     def load(self, model, stage):
-        if model.get("derive_from"):
-            derive(model["derive_from"], model["path"], model["mark"], stage)
+        derive_all(model, stage)
         self._tool_calls = None
         if model.get("tool_call_parser"):  # it imports vLLM's server
             from nbinfer.worker.backends._vllm_tools import reader
@@ -76,12 +70,9 @@ class Backend:
                 raise RuntimeError(cause(error)) from error
         config = self._llm.vllm_config
         self.slots = config.scheduler_config.max_num_seqs
-        self._n_ctx = config.model_config.max_model_len
-        self._renderer = self._llm.renderer
-        self._rendering = threading.Lock()  # a fast tokenizer is for one thread at a time
-        self._path = model["path"]
-        self._chat_template = model.get("chat_template")
-        self._adapters = {}
+        self._tokenizer = self._llm.renderer.tokenizer
+        self._prompts = Prompts(self._llm, model.get("chat_template"))
+        self._adapters = Adapters(self._llm, model["path"])
         self._live = {}
         self._numbers = itertools.count()
         self._loop = asyncio.new_event_loop()
@@ -94,7 +85,7 @@ class Backend:
             "library": "vllm",
             "version": vllm.__version__,
             "devices": [config.device_config.device_type],
-            "n_ctx": self._n_ctx,
+            "n_ctx": config.model_config.max_model_len,
             "kv_tokens": (cache.num_gpu_blocks or 0) * cache.block_size,
             "kv_cache_memory_bytes": cache.kv_cache_memory_bytes,
             "max_num_seqs": self.slots,
@@ -111,8 +102,8 @@ class Backend:
         """One token: what is made at the first request is not that request's time."""
         greeting = [{"role": "user", "content": "Hello"}]
         with contextlib.suppress(ValueError):  # a base model has no template
-            self._rendered({"messages": greeting, "params": {}})
-        (prompt,) = self._renderer.render_cmpl([TextPrompt(prompt="Hello")])
+            self._prompts.render({"messages": greeting, "params": {}})
+        prompt = self._prompts.render({"prompt": "Hello", "params": {}})
         async for _ in self._llm.generate(prompt, SamplingParams(max_tokens=1), "try"):
             pass
 
@@ -137,7 +128,7 @@ class Backend:
     def generate(self, requests, emit, cancelled):
         (request,) = requests
         try:
-            prompt = self._rendered(request.data)
+            prompt = self._prompts.render(request.data)
             params = sampling(request.data["params"], stream=request.stream)
             calls = self._calls(request.data)
             if calls is not None:
@@ -157,69 +148,24 @@ class Backend:
         except ValueError as error:
             emit.failed(request, worded(error))
 
-    def _rendered(self, data):
-        given = data["params"]
-        with self._rendering:
-            if "messages" in data:
-                self._check_template()
-                template = self._chat_template or getattr(
-                    self._renderer.tokenizer, "chat_template", None
-                )
-                messages, tools = for_template(data["messages"], given.get("tools"), template)
-                chat = ChatParams(
-                    chat_template=self._chat_template,
-                    chat_template_kwargs={
-                        "add_generation_prompt": True,
-                        **({"tools": tools} if tools else {}),
-                        **(given.get("chat_template_kwargs") or {}),
-                    },
-                )
-                # The template writes the special tokens: the tokenizer must not add them again.
-                tokens = self._renderer.default_chat_tok_params.with_kwargs(
-                    add_special_tokens=False
-                )
-                tokens = dataclasses.replace(tokens, max_total_tokens=None)
-                _, (prompt,) = self._renderer.render_chat([messages], chat, tokens)
-            else:
-                tokens = dataclasses.replace(
-                    self._renderer.default_cmpl_tok_params, max_total_tokens=None
-                )
-                (prompt,) = self._renderer.render_cmpl([TextPrompt(prompt=data["prompt"])], tokens)
-        count = len(prompt.get("prompt_token_ids") or ())
-        if count >= self._n_ctx:
-            raise ValueError(
-                f"the prompt has {count} tokens and the context is {self._n_ctx}: shorten it, or "
-                "load the model with a larger ModelParams(model_max_length=...)"
-            )
-        return prompt
-
-    def _check_template(self):
-        tokenizer = self._renderer.tokenizer
-        # A processor, or a tokenizer of another kind, may bring its own.
-        if self._chat_template is None and getattr(tokenizer, "chat_template", True) is None:
-            raise ValueError(
-                "the model has no chat template: send the text as it is with --raw "
-                "(GenerationParams(raw=True)), or give one in ModelParams(chat_template=...)"
-            )
-
     def _calls(self, data):
         """Who reads the calls that the model may make freely."""
         given = data["params"]
         if not given.get("tools") or given["tool_choice"] != "auto":
             return None
-        return self._tool_calls(self._renderer.tokenizer, data)
+        return self._tool_calls(self._tokenizer, data)
 
     def _opening(self, prompt):
         """What the end of a chat's prompt has of the answer."""
         end = (prompt.get("prompt_token_ids") or ())[-8:]
-        return opening(self._renderer.tokenizer.decode(list(end)))
+        return opening(self._tokenizer.decode(list(end)))
 
     async def _answer(self, request, prompt, params, emit, calls):
         task = asyncio.current_task()
         self._live[task] = request
         try:
-            lora = await self._adapter(request.data["params"].get("adapter"))
-            answer = Answer(request, emit, self._renderer.tokenizer, calls)
+            lora = await self._adapters.ready(request.data["params"].get("adapter"))
+            answer = Answer(request, emit, self._tokenizer, calls)
             if "messages" in request.data:
                 request.opening = self._opening(prompt)
             emit.prefill(request, 0, len(prompt.get("prompt_token_ids") or ()))
@@ -228,42 +174,6 @@ class Backend:
                 answer.take(output)
         finally:
             del self._live[task]
-
-    async def _adapter(self, wanted):
-        if not wanted:
-            return None
-        # By what is in the folder: an adapter trained anew under the same name is another one.
-        weights = max(os.stat(e).st_mtime_ns for e in os.scandir(wanted["path"]))
-        key = (wanted["path"], weights)
-        known = self._adapters.get(key)
-        if known is None:
-            number = len(self._adapters) + 1
-            known = self._adapters[key] = (
-                LoRARequest(f"{wanted['name']}-{number}", number, wanted["path"]),
-                asyncio.Lock(),
-                [],
-            )
-        lora, lock, loaded = known
-        async with lock:
-            if not loaded:
-                try:
-                    _lora.check(wanted["path"], self._path)
-                    if not await self._llm.add_lora(lora):
-                        raise ValueError("vLLM refused it")
-                except EngineDeadError:
-                    raise
-                except Exception as error:
-                    rank = wanted["rank"]
-                    most = self._llm.vllm_config.lora_config.max_lora_rank
-                    hint = ""
-                    if rank > most:
-                        hint = f" (load it with -k max_lora_rank={rank}: it has {most} now)"
-                    raise ValueError(
-                        f"the adapter {wanted['name']!r} at {wanted['path']!r} cannot be used "
-                        f"with this model: {worded(error)}{hint}"
-                    ) from None
-                loaded.append(True)
-        return lora
 
     def close(self):
         # The process ends next, and its session with it.
@@ -324,9 +234,18 @@ class Answer:
         }
         if self._top is not None:
             fields["logprobs"] = self._logprobs
+        drafts = made.spec_decode_metrics
+        if drafts is not None:
+            told = drafts.to_dict()
+            fields["speculative"] = {
+                "drafted_tokens": told["num_draft_tokens"],
+                "accepted_tokens": told["num_accepted_draft_tokens"],
+            }
         reason = FINISH.get(made.finish_reason)
         if reason is None:
-            self._emit.failed(self._request, f"vLLM ended the answer with {made.finish_reason!r}")
+            # A form that its core could not compile, for one: the others go on.
+            why = f"vLLM ended the answer with {made.finish_reason!r}; %engine logs vllm says why"
+            self._emit.failed(self._request, why)
         else:
             found = self._calls and self._calls.read("".join(self._request.pieces))
             if found:
@@ -366,10 +285,3 @@ def sampling(given, *, stream):
 def precision(config):
     """``float32``, ``awq``, ``fp8``: what the weights are."""
     return config.quantization or str(config.dtype).removeprefix("torch.")
-
-
-def worded(error):
-    """The first line of what vLLM says; its validation errors add the offending object."""
-    with contextlib.suppress(IndexError):
-        return str(error).strip().splitlines()[0]
-    return type(error).__name__
