@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import hubcache, hubclient, weights
+from . import hubcache, hubclient, projector, weights
 from .checks import shown
 from .errors import ConfigurationError, ModelNotFound
 from .hubclient import Progress
@@ -26,11 +26,6 @@ _NAME = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>\w[\w./-]*))?(?::(?P<file>\w[\w./-]*))?"
 )
 _TURNED = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w./-]+)@(?P<revision>[\w./-]+)")
-_QUANTIZATION = re.compile(
-    r"(?<![A-Za-z0-9])(?:I?Q[1-9](?:_(?:[01KSML]|X{1,2}[SL]|NL))*|TQ[12]_0|BF16|FP?16|FP?32|"
-    r"MXFP4(?:_MOE)?)(?![A-Za-z0-9])",
-    re.IGNORECASE,
-)
 _PREFERRED = ("Q4_K_M", "Q4_0", "Q5_K_M", "Q8_0")
 # What Transformers, vLLM and SGLang read beside the weights. The *.py among them run only
 # where trust_remote_code is set.
@@ -188,7 +183,8 @@ def _choose(
         )
     for form in forms:
         if form == "gguf" and groups:
-            return form, _choose_gguf(name, listing, groups, say)
+            chosen = _choose_gguf(name, listing, groups, say)
+            return form, [*chosen, *_projector(listing.files, chosen[0], engine)]
         if form == "safetensors" and tensors and not name.file:
             return form, [*_beside(listing.files, tensors), *tensors]
     if groups:
@@ -208,6 +204,14 @@ def _beside(files: Iterable[str], tensors: Sequence[str]) -> list[str]:
         if folder in _FOLDERS and any(fnmatch.fnmatch(base, p) for p in _BESIDE):
             found.append(file)
     return sorted(set(found) - set(tensors))
+
+
+def _projector(files: Iterable[str], model: str, engine: str | None) -> list[str]:
+    """What the model reads images through, where the engine takes it from a file beside."""
+    folder = model.rpartition("/")[0]
+    beside = [file for file in files if file.rpartition("/")[0] == folder]
+    found = projector.choose(beside) if engine == "llamacpp" else None
+    return [found] if found is not None else []
 
 
 def _choose_gguf(
@@ -257,5 +261,5 @@ def _default(
 
 
 def _label(file: str) -> str:
-    found = _QUANTIZATION.findall(re.sub(r"-\d{5}-of-\d{5}", "", file))
+    found = weights.QUANTIZATION.findall(re.sub(r"-\d{5}-of-\d{5}", "", file))
     return found[-1].upper() if found else ""

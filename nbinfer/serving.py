@@ -50,6 +50,12 @@ def _vllm(model: ModelParams, progress: Progress) -> tuple[dict[str, Any], int]:
 def _llamacpp(model: ModelParams, progress: Progress) -> tuple[dict[str, Any], int]:
     from .engines.llamacpp import LlamaCppInferenceEngine
 
+    if model.adapters:
+        raise ConfigurationError(
+            "llama.cpp's server has no names for adapters, so it could not be asked for "
+            f"{', '.join(map(repr, model.adapters))}",
+            hint="adapter_model applies one to every request; the engine llamacpp switches",
+        )
     return LlamaCppInferenceEngine(model, binding="xllamacpp")._prepare(progress)
 
 

@@ -11,30 +11,36 @@ import contextlib
 import json
 import os
 import re
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import gguf
+from . import gguf, tensors
 from .checks import shown
 from .errors import ModelNotFound
 
 __all__ = [
+    "QUANTIZATION",
     "Weights",
     "check_parts",
     "find",
     "gguf_groups",
     "mismatch",
+    "parts",
     "safetensors_dtype",
     "weight_files",
 ]
 
+# A quantization inside a file's name.
+QUANTIZATION = re.compile(
+    r"(?<![A-Za-z0-9])(?:I?Q[1-9](?:_(?:[01KSML]|X{1,2}[SL]|NL))*|TQ[12]_0|BF16|FP?16|FP?32|"
+    r"MXFP4(?:_MOE)?)(?![A-Za-z0-9])",
+    re.IGNORECASE,
+)
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 # GGUF files that are no language model: a vision projector, a quantizer's statistics.
 _NO_MODEL = re.compile(r"mmproj|^imatrix|imatrix\.gguf$", re.IGNORECASE)
-_MAX_HEADER_BYTES = 25_000_000
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _FORM_NAMES = {
     "gguf": "a .gguf file",
@@ -118,23 +124,24 @@ def gguf_groups(names: Iterable[str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
         if name.lower().endswith(".gguf") and not _NO_MODEL.search(name.rpartition("/")[2]):
-            parts = _parts(name)
-            groups[parts[0]] = parts
+            files = parts(name)
+            groups[files[0]] = files
     return groups
 
 
-def check_parts(parts: Sequence[str], names: Iterable[str]) -> None:
+def check_parts(files: Sequence[str], names: Iterable[str]) -> None:
     """Refuse a model of which a part is not among the names."""
-    missing = sorted(set(parts) - set(names))
+    missing = sorted(set(files) - set(names))
     if missing:
         raise ModelNotFound(
-            f"{shown(parts[0].rpartition('/')[2])} is a model in {len(parts)} parts, and "
+            f"{shown(files[0].rpartition('/')[2])} is a model in {len(files)} parts, and "
             f"{', '.join(missing[:3])} is missing",
             hint="all parts must be in one folder, under their own names",
         )
 
 
-def _parts(name: str) -> list[str]:
+def parts(name: str) -> list[str]:
+    """The file names of all parts of a GGUF model, given one of them."""
     match = _SHARD.search(name)
     if match is None:
         return [name]
@@ -145,14 +152,14 @@ def _parts(name: str) -> list[str]:
 
 
 def _gguf(path: Path) -> Weights:
-    parts = [path.with_name(name) for name in _parts(path.name)]
-    check_parts([p.name for p in parts], [p.name for p in parts if p.is_file()])
-    size = sum(part.stat().st_size for part in parts)
+    files = [path.with_name(name) for name in parts(path.name)]
+    check_parts([p.name for p in files], [p.name for p in files if p.is_file()])
+    size = sum(file.stat().st_size for file in files)
     # A damaged file is refused where it is loaded, by the library that knows why.
     precision = None
     with contextlib.suppress(gguf.GGUFError, OSError):
-        precision = gguf.precision(gguf.read_header(parts[0]))
-    return Weights(parts[0], "gguf", precision, size)
+        precision = gguf.precision(gguf.read_header(files[0]))
+    return Weights(files[0], "gguf", precision, size)
 
 
 # ----------------------------------------------------------------------- folders
@@ -238,9 +245,6 @@ def _quantization(config: Mapping[str, Any]) -> str:
 def safetensors_dtype(path: str | os.PathLike[str]) -> str | None:
     """The type of most of a safetensors file's bytes, such as ``"bfloat16"``.
 
-    A safetensors file begins with the length of its header, eight bytes little-endian, and
-    the header, JSON: ``{"name": {"dtype", "shape", "data_offsets": [begin, end]}}``.
-
     Returns
     -------
     str or None
@@ -248,16 +252,10 @@ def safetensors_dtype(path: str | os.PathLike[str]) -> str | None:
     """
     share: collections.Counter[str] = collections.Counter()
     try:
-        with Path(path).open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > min(_MAX_HEADER_BYTES, os.fstat(stream.fileno()).st_size):
-                return None
-            header = json.loads(stream.read(length))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                begin, end = tensor["data_offsets"]
-                share[str(tensor["dtype"])] += end - begin
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error):
+        for tensor in tensors.read_header(path)[0].values():
+            begin, end = tensor["data_offsets"]
+            share[str(tensor["dtype"])] += end - begin
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     if not share:
         return None

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from .. import environments, gguf, models, settings
+from .. import adapters, environments, gguf, models, projector, settings
 from ..config import GenerationParams, ModelParams, RemoteParams
-from ..errors import ConfigurationError, LoadError, ModelNotFound
 from ..recipes import ACCELERATED
+from .llamacpp_adapters import AdapterEngine, read_header
 from .llamacpp_options import BINDINGS, CACHE_TYPES, OPTIONS, check_options
-from .local import LocalEngine, physical_cores
+from .local import physical_cores
 from .registry import Capabilities
 
 __all__ = ["LlamaCppInferenceEngine"]
@@ -28,7 +27,7 @@ SHARED_TOKENS = 8192
 OVERHEAD_BYTES = 150_000_000
 
 
-class LlamaCppInferenceEngine(LocalEngine):
+class LlamaCppInferenceEngine(AdapterEngine):
     """llama.cpp's server core in a worker process, with continuous batching.
 
     Parameters
@@ -42,8 +41,16 @@ class LlamaCppInferenceEngine(LocalEngine):
         default up to 8, fewer where memory is short), ``kv_tokens`` (cells of the KV cache
         that all requests share), ``n_batch`` (256: small, so that a cancel is heard soon),
         ``cache_type_k``/``cache_type_v``, ``flash_attn``, ``use_mmap``, ``use_mlock``,
-        ``main_gpu``, ``cache_ram_mib``, ``rope_freq_base``, ``rope_freq_scale``; with the
-        other binding, ``Llama``'s own parameters.
+        ``main_gpu``, ``split_mode`` (``"none"``, ``"layer"``, ``"row"``, ``"tensor"``),
+        ``tensor_split`` (each device's share), ``cache_ram_mib``, ``rope_freq_base``,
+        ``rope_freq_scale``; with the other binding, ``Llama``'s own parameters.
+        ``mmproj``: the projector of a model that reads images; default an ``mmproj*.gguf``
+        beside it, ``False`` for none. ``draft_model`` (a name, as of a model): a small model
+        whose guesses, ``draft_min`` to ``draft_max`` tokens at a time, this one checks; or
+        ``spec_type``, guesses out of the text itself (``"ngram-simple"``, ``"ngram-map-k"``,
+        ``"ngram-map-k4v"``, ``"ngram-mod"``, ``"ngram-cache"``; with the other binding
+        ``"prompt-lookup"``), by what followed the last ``ngram_size`` tokens before.
+        ``adapters``, ``adapter_model``: LoRA folders as PEFT writes them, or GGUF adapters.
     generation_params : GenerationParams, optional
         Defaults for every call.
     binding : str, optional
@@ -93,12 +100,10 @@ class LlamaCppInferenceEngine(LocalEngine):
         able = super().capabilities
         if self.binding == "xllamacpp":
             return able
-        # The high-level Llama takes one adapter for all requests, one request at a time, and reads
-        # no calls out of an answer.
+        # The high-level Llama takes one request at a time, and reads no calls out of an answer.
         return replace(
             able,
-            generation=able.generation - {"adapter"},
-            model=able.model - {"adapters", "chat_template_kwargs"},
+            model=able.model - {"chat_template_kwargs"},
             tool_choice=able.tool_choice - {"auto"},
             features=able.features - {"continuous_batching"},
         )
@@ -113,42 +118,21 @@ class LlamaCppInferenceEngine(LocalEngine):
     def _device(self, recipe: str) -> str:
         return "gpu" if recipe in ACCELERATED else "cpu"
 
-    def _params(self, given: GenerationParams | None) -> GenerationParams:
-        params = super()._params(given)
-        names = [name for name, _ in self._adapters()]
-        if self.binding != "xllamacpp":
-            return params
-        if params.adapter is None and self.model_params.adapter_model is not None:
-            return replace(params, adapter=names[0])
-        if params.adapter is not None and params.adapter not in names:
-            declared = ", ".join(map(repr, names)) or "none"
-            raise ConfigurationError(
-                f"adapter {params.adapter!r} was not declared when the model was loaded",
-                hint=f"declared: {declared}; ModelParams(adapters={{name: path}}) declares one",
-            )
-        return params
+    # --------------------------------------------------------------------- loading
 
-    def _adapters(self) -> list[tuple[str, str]]:
-        declared = dict(self.model_params.adapters or {})
-        single = self.model_params.adapter_model
-        if single is not None:
-            return [("default", str(single)), *declared.items()]
-        return list(declared.items())
-
-    def _prepare(self, progress: Callable[[str], None]) -> tuple[dict[str, Any], int]:
+    def _prepare_with(
+        self, files: Sequence[str], progress: Callable[[str], None]
+    ) -> tuple[dict[str, Any], int]:
         params, options = self.model_params, dict(self.model_params.model_kwargs)
         options.pop("binding", None)
         model = self._resolve(progress, "gguf")
-        adapters = [{"name": n, "path": str(Path(p).expanduser())} for n, p in self._adapters()]
-        for adapter in adapters:
-            if not Path(adapter["path"]).is_file():
-                raise ModelNotFound(f"no adapter file at {adapter['path']!r}")
-        header = _header(model)
+        header = read_header(model.path)
         n_ctx = self._context(options, header)
         per_token = _cache_bytes(header, options)
         slots, kv_tokens = 1, n_ctx
         if self.binding == "xllamacpp":
             slots, kv_tokens = _capacity(options, n_ctx, per_token)
+        size = model.size_bytes + kv_tokens * per_token + OVERHEAD_BYTES
         message = {
             "path": str(model.path),
             "options": options,
@@ -156,12 +140,28 @@ class LlamaCppInferenceEngine(LocalEngine):
             "slots": slots,
             "kv_tokens": kv_tokens,
             "n_threads": options.pop("n_threads", None) or physical_cores(),
-            "adapters": adapters,
+            "adapters": [
+                # A broken model is left to the library, which says what is wrong with it.
+                {"source": f, "path": str(adapters.gguf_for(f, header, progress)) if header else f}
+                for f in files
+            ],
             "chat_template": params.chat_template,
             "own_template": header.get("tokenizer.chat_template", ""),
             "facts": model.to_dict(),
         }
-        return message, model.size_bytes + kv_tokens * per_token + OVERHEAD_BYTES
+        found = projector.find(options.pop("mmproj", None), model.path, header)
+        if found is not None:
+            message.update(mmproj=str(found.path), image_tokens=found.image_tokens)
+            size += found.size_bytes
+        if options.get("draft_model") is not None:
+            draft = self._draft(options.pop("draft_model"), progress)
+            message["draft"] = str(draft.path)
+            size += draft.size_bytes + kv_tokens * _cache_bytes(read_header(draft.path), options)
+        return message, size
+
+    def _draft(self, name: str, progress: Callable[[str], None]) -> models.ResolvedModel:
+        """The small model whose guesses the other one checks."""
+        return models.resolve(name, forms=("gguf",), engine=self.name, progress=progress)
 
     def _context(self, options: Mapping[str, Any], header: dict[str, Any]) -> int:
         asked = options.get("n_ctx") or self.model_params.model_max_length
@@ -175,16 +175,6 @@ def _default_binding() -> str:
     if importlib.util.find_spec("xllamacpp") is None:
         return "llama-cpp-python"
     return "xllamacpp"
-
-
-def _header(model: models.ResolvedModel) -> dict[str, Any]:
-    """The file's header; a broken file is left to the library, which words it best."""
-    try:
-        return gguf.read_header(model.path)
-    except gguf.GGUFError:
-        return {}
-    except OSError as error:
-        raise LoadError(f"{str(model.path)!r} cannot be read: {error.strerror}") from None
 
 
 def _cache_bytes(header: dict[str, Any], options: Mapping[str, Any]) -> int:

@@ -29,6 +29,12 @@ _SHARED: Options = {
     "use_mmap": (bool,),
     "use_mlock": (bool,),
     "main_gpu": (int,),
+    "split_mode": (str, int),
+    "tensor_split": (list, tuple),
+    "mmproj": (str, bool),
+    "spec_type": (str,),
+    "draft_max": (int,),
+    "ngram_size": (int,),
     "rope_freq_base": (float, int),
     "rope_freq_scale": (float, int),
 }
@@ -39,12 +45,12 @@ OPTIONS: Mapping[str, Options] = {
         "n_parallel": (int,),
         "kv_tokens": (int,),
         "cache_ram_mib": (int,),
+        "draft_model": (str,),
+        "draft_min": (int,),
     },
     # The parameters of llama-cpp-python's Llama that are data.
     "llama-cpp-python": {
         **_SHARED,
-        "split_mode": (int,),
-        "tensor_split": (list, tuple),
         "kv_overrides": (dict,),
         "seed": (int,),
         "rope_scaling_type": (int,),
@@ -74,6 +80,15 @@ AT_LEAST_ONE = {
     "n_ubatch",
     "n_parallel",
     "kv_tokens",
+    "draft_max",
+    "ngram_size",
+}
+SPLIT_MODES = ("none", "layer", "row", "tensor")  # in the order of llama.cpp's enum
+# How answers are guessed ahead without a draft model, by llama-server's names.
+_NGRAMS = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")
+SPEC_TYPES: Mapping[str, tuple[str, ...]] = {
+    "xllamacpp": _NGRAMS,
+    "llama-cpp-python": ("prompt-lookup",),
 }
 CACHE_TYPES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 
@@ -93,6 +108,57 @@ def check_options(binding: str, options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if name != "binding":
             _check_option(binding, name, value)
+    _check_split(options)
+    _check_speculation(binding, options)
+
+
+def _check_split(options: Mapping[str, Any]) -> None:
+    mode = options.get("split_mode")
+    if mode is not None and mode not in (*SPLIT_MODES, *range(len(SPLIT_MODES))):
+        raise ConfigurationError(
+            f"model_kwargs['split_mode'] must be one of {', '.join(SPLIT_MODES)}, not {mode!r:.80}"
+        )
+    for share in options.get("tensor_split") or ():
+        if isinstance(share, bool) or not isinstance(share, int | float) or not share >= 0:
+            raise ConfigurationError(
+                "model_kwargs['tensor_split'] must hold each device's share, numbers of at least "
+                f"0, not {share!r:.80}"
+            )
+
+
+def _check_speculation(binding: str, options: Mapping[str, Any]) -> None:
+    kind, draft = options.get("spec_type"), options.get("draft_model")
+    kinds = SPEC_TYPES[binding]
+    if kind is not None and kind not in kinds:
+        raise ConfigurationError(
+            f"model_kwargs['spec_type'] must be one of {', '.join(kinds)}, not {kind!r:.80}",
+            hint="a draft model is given by model_kwargs['draft_model']"
+            if binding == "xllamacpp"
+            else "binding='xllamacpp' has draft models and other kinds",
+        )
+    if kind is not None and draft is not None:
+        raise ConfigurationError(
+            "model_kwargs has both spec_type and draft_model", hint="give one of them"
+        )
+    takes = {
+        "draft_max": draft is not None or kind not in (None, "ngram-cache"),
+        "draft_min": draft is not None or kind == "ngram-mod",
+        "ngram_size": kind not in (None, "ngram-cache"),
+    }
+    for name, taken in takes.items():
+        if options.get(name) is not None and not taken:
+            what = f"spec_type={kind!r} has none" if kind else "nothing is guessed ahead"
+            raise ConfigurationError(
+                f"model_kwargs[{name!r}]={options[name]!r:.80}, but {what}",
+                hint=f"give draft_model or spec_type (one of {', '.join(kinds)})"
+                if not kind
+                else None,
+            )
+    least, most = options.get("draft_min"), options.get("draft_max")
+    if least is not None and (least < 0 or (most is not None and least > most)):
+        raise ConfigurationError(
+            f"model_kwargs['draft_min'] must be from 0 to draft_max, not {least!r}"
+        )
 
 
 def _check_option(binding: str, name: str, value: Any) -> None:

@@ -114,6 +114,9 @@ _SPECS = {
                         "cpu",
                         "gguf",
                         "adapters",
+                        "vision",
+                        "speculative",
+                        "quantization",
                         "tools",
                         "reasoning",
                     }

@@ -26,6 +26,7 @@ OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("native", "8bit"): {"load_in_8bit": True},
     ("native", "speculative"): {"prompt_lookup_num_tokens": 3},
     ("native", "tensor_parallel"): {"tensor_parallel_size": 2},
+    ("llamacpp", "speculative"): {"draft_model": "smollm2-135m", "draft_max": 4},
     ("vllm", "tensor_parallel"): {"tensor_parallel_size": 2},
     ("vllm", "speculative"): {
         "speculative_config": {
@@ -112,6 +113,8 @@ class Bench:
             params["model_name"] = str(materials.get("tensor_parallel", self.say))
         elif setup == "vision":
             self._vision(params)
+        elif setup == "8bit" and self.engine_name == "llamacpp":
+            params["model_name"] = str(materials.get("q8_0", self.say) / "model.gguf")
         elif setup == "gguf":
             params["model_name"] = str(models.resolve("smollm2-135m", progress=self.say).path)
         return params

@@ -22,6 +22,7 @@ __all__ = ["MATERIALS", "get"]
 MATERIALS = {
     "adapter": ("a LoRA adapter trained for a few steps on smollm2-135m", 1),
     "vision": ("a small LLaVA: smollm2-135m behind a tiny vision tower that knows colours", 1),
+    "q8_0": ("smollm2-135m with eight-bit weights, as GGUF", 1),
     "tensor_parallel": ("a tiny, untrained Llama whose heads divide by two", 1),
 }
 _LIMIT_S = 600.0

@@ -23,4 +23,14 @@ REASONS: dict[tuple[str, str], Reason] = {
         ("embeddings", engine): _NO_EMBEDDINGS
         for engine in ("vllm", "native", "llamacpp", "remote-vllm", "sglang")
     },
+    ("tensor_parallel", "llamacpp"): Reason(
+        "split_mode shares a model among GPUs, and llama.cpp has one device on a CPU; "
+        "tests/engines/test_llamacpp.py proves it where there are two",
+        "https://github.com/ggml-org/llama.cpp/blob/master/docs/multi-gpu.md",
+        "gpu",
+    ),
+    ("beam_search", "llamacpp"): Reason(
+        "llama.cpp has removed its beam search",
+        "https://github.com/ggml-org/llama.cpp/pull/7736",
+    ),
 }

@@ -18,6 +18,7 @@ from nbinfer import (
     LoadError,
     ModelNotFound,
     ModelParams,
+    gpu,
     models,
 )
 from nbinfer.engines import llamacpp
@@ -26,6 +27,8 @@ from nbinfer.residents import pool
 from .conftest import GREEDY, installed
 
 PROMPT = "Write a haiku about the sea."
+OTHER = pytest.param("llama-cpp-python", marks=pytest.mark.needs("llama-cpp-python"))
+BINDINGS = ["xllamacpp", OTHER]
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +73,7 @@ def test_declared_adapters_are_applied_by_request_and_not_otherwise(tmp_path):
     assert answer(None) == plain  # none asked means none applied, also after others were
     assert len({first, second, plain}) == 3
     assert answer("one") == first
-    with pytest.raises(ConfigurationError, match="not declared"):
+    with pytest.raises(ConfigurationError, match="not among this engine's"):
         answer("three")
     engine.unload()
 
@@ -82,21 +85,6 @@ def test_adapter_model_is_on_by_default(tmp_path):
     with engine:
         adapted = engine.infer(PROMPT, GREEDY)["output"][0]
     assert adapted != plain.infer(PROMPT, GREEDY)["output"][0]
-
-
-@pytest.mark.needs("llama-cpp-python")
-def test_adapter_model_with_the_other_binding(tmp_path):
-    """The high-level Llama has one adapter for every request, and the same effect."""
-    installed("llama-cpp-python")
-    path = lora(tmp_path / "a.gguf", 1, 0.4)
-    answers = {}
-    for adapter in (None, path):
-        params = ModelParams(
-            adapter_model=adapter, model_kwargs={"n_ctx": 512, "binding": "llama-cpp-python"}
-        )
-        with LlamaCppInferenceEngine(params) as engine:
-            answers[adapter] = engine.infer(PROMPT, GREEDY)["output"][0]
-    assert answers[None] != answers[path]
 
 
 def test_a_missing_adapter_file():
@@ -113,16 +101,33 @@ def test_choice_and_grammar():
     ):
         params = GenerationParams(max_new_tokens=16, guided_decoding=guided)
         assert engine.infer("Is water wet?", params)["output"][0] in ("yes", 'no "quoted"')
+    guided = GuidedDecodingParams(choice=["🙂 日本"])
+    params = GenerationParams(max_new_tokens=32, guided_decoding=guided)
+    assert engine.infer("Smile.", params)["output"][0] == "🙂 日本"
 
 
-def test_a_schema_that_llama_cpp_refuses_is_the_rows_error():
-    engine = LlamaCppInferenceEngine(ModelParams(model_kwargs={"n_ctx": 2048}))
-    bad = GuidedDecodingParams(json={"type": "nonsense"})
-    frame = engine.infer(PROMPT, GenerationParams(guided_decoding=bad))
-    assert "nonsense" in frame["error"][0]
-    broken = GuidedDecodingParams(grammar="root ::= (")
-    frame = engine.infer(PROMPT, GenerationParams(guided_decoding=broken))
-    assert frame["finish_reason"][0] == "error"
+@pytest.mark.parametrize(
+    ("guided", "match"),
+    [
+        ({"grammar": "root ::= ("}, "the grammar"),
+        ({"grammar": 'answer ::= "yes"'}, "the grammar"),  # nothing to begin with
+        ({"grammar": 'root ::= "a" other'}, "the grammar"),
+        ({"json": {"type": "nonsense"}}, "nonsense"),
+        ({"json": {"enum": []}}, "no answer fits"),
+        ({"json": {"type": "string", "minLength": 5, "maxLength": 2}}, "no answer fits"),
+        ({"json": {"$ref": "#/$defs/none"}}, "none"),
+    ],
+)
+@pytest.mark.parametrize("binding", BINDINGS)
+def test_a_form_that_nothing_can_have_is_that_rows_error(binding, guided, match):
+    if binding != "xllamacpp":
+        installed(binding)
+    kwargs = {"n_ctx": 2048, "binding": binding}
+    engine = LlamaCppInferenceEngine(ModelParams(model_kwargs=kwargs))
+    params = GenerationParams(max_new_tokens=8, guided_decoding=GuidedDecodingParams(**guided))
+    row = engine.infer(PROMPT, params).loc[0]
+    assert row["finish_reason"] == "error", row["output"]
+    assert match in row["error"]
     assert engine.infer(PROMPT, GREEDY)["error"].isna().all()
 
 
@@ -193,6 +198,32 @@ def test_gpu_layers_without_a_device_warn(capfd):
     if engine.resident.report["devices"] == ["CPU"]:
         assert "sees no accelerator" in capfd.readouterr().err
     engine.unload()
+
+
+@pytest.mark.parametrize("binding", BINDINGS)
+def test_split_modes_are_passed_on_and_need_devices(binding, capfd):
+    if binding != "xllamacpp":
+        installed(binding)
+    kwargs = {"n_ctx": 256, "binding": binding, "split_mode": "row", "tensor_split": [3, 1]}
+    with LlamaCppInferenceEngine(ModelParams(model_kwargs=kwargs)) as engine:
+        assert engine.infer("Hi", GREEDY)["error"].isna().all()
+        if engine.resident.report["devices"] == ["CPU"]:
+            assert "split_mode='row'" in capfd.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    len(gpu.devices()) < 2, reason="a model is split among two GPUs, and here are fewer"
+)
+@pytest.mark.parametrize("mode", ["layer", "row", "tensor"])
+def test_a_model_on_two_devices(mode):
+    whole = {"n_ctx": 256, "split_mode": "none"}
+    with LlamaCppInferenceEngine(ModelParams(model_kwargs=whole)) as engine:
+        plain = engine.infer(PROMPT, GREEDY)["output"][0]
+    split = {"n_ctx": 256, "split_mode": mode, "tensor_split": [1, 1]}
+    with LlamaCppInferenceEngine(ModelParams(model_kwargs=split)) as engine:
+        assert len(engine.resident.report["devices"]) >= 2
+        assert engine.infer(PROMPT, GREEDY)["output"][0] == plain
 
 
 def test_capacity_follows_context_and_memory(monkeypatch):

@@ -12,6 +12,24 @@ _NOISE = re.compile(
 )
 
 
+def log_size():
+    """How long this process's log is now."""
+    try:
+        return os.fstat(2).st_size
+    except OSError:
+        return 0
+
+
+def said_since(begin, marker):
+    """The rest of the first line with a marker (bytes) that the log got since it was so long."""
+    try:
+        text = os.pread(2, max(0, min(os.fstat(2).st_size - begin, 1_000_000)), begin)
+    except OSError:
+        return None
+    _, found, rest = text.partition(marker)
+    return rest.partition(b"\n")[0].strip().decode("utf-8", "replace") if found else None
+
+
 def last_error(size=65536):
     """The first telling error line among the last ``size`` bytes of this process's log."""
     try:

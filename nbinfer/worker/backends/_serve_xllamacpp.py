@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import threading
 
-import xllamacpp
-
+from nbinfer.worker.backends._llamacpp_params import common_params, xllamacpp
 from nbinfer.worker.backends._logtail import last_error
-from nbinfer.worker.backends.xllamacpp import Backend
 
 
 def serve(message, stage):
     model, where = message["model"], message["where"]
-    backend = Backend()
-    backend._adapters = []
-    params = backend._params(model, model["options"])
+    params = common_params(model)
     params.hostnames = [where["host"]]
     params.port = where["port"]
     params.api_keys = [where["key"]] if where["key"] else []

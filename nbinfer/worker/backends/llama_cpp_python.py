@@ -9,21 +9,25 @@ generators, after which it is as usable as before.
 from __future__ import annotations
 
 import json
-import math
 
 import llama_cpp
-import numpy
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+from nbinfer.worker.backends._llama_cpp_python_answer import Abandoned, Answer
+from nbinfer.worker.backends._llama_cpp_python_load import (
+    SPLIT_MODES,
+    Adapters,
+    Projector,
+    lookup,
+)
+from nbinfer.worker.backends._llamacpp_body import choice_grammar
+from nbinfer.worker.backends._llamacpp_cells import has_images, text_of
+from nbinfer.worker.backends._llamacpp_schema import impossible
+from nbinfer.worker.backends._llamacpp_words import BAD_GRAMMAR, NO_PROJECTOR, unused
 from nbinfer.worker.backends._logtail import last_error
 from nbinfer.worker.backends._toolform import for_template, with_objects
-from nbinfer.worker.thoughts import opening
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}  # enum ggml_type
-
-
-class Abandoned(Exception):
-    """Nobody waits for this answer any more."""
 
 
 class Watched(llama_cpp.Llama):
@@ -32,6 +36,8 @@ class Watched(llama_cpp.Llama):
     answer = None
 
     def eval(self, tokens):
+        if self.answer is not None:
+            self.answer.passes()
         for at in range(0, len(tokens), self.n_batch):
             part = tokens[at : at + self.n_batch]
             if self.answer is not None:
@@ -80,22 +86,29 @@ class Backend:
             if options.get(name):
                 options[place] = CACHE_TYPES[options.pop(name)]
         n_ctx = model["n_ctx"]
-        options.setdefault("n_batch", 256)
+        options.setdefault("n_batch", 512 if model.get("mmproj") else 256)  # an image in one
         options.setdefault("n_gpu_layers", -1)
+        options.setdefault("n_threads_batch", model["n_threads"])
         # Of the whole answer, as the other engines count, and not of its last 64 tokens.
         options.setdefault("last_n_tokens_size", n_ctx)
-        if model.get("adapters"):
-            options["lora_path"] = model["adapters"][0]["path"]
+        scale = options.pop("lora_scale", 1.0)
+        if isinstance(options.get("split_mode"), str):
+            options["split_mode"] = SPLIT_MODES.index(options["split_mode"])
+        options["draft_model"] = lookup(options)
         stage("reading {}".format(model["path"].rpartition("/")[2]))
         try:
             self._llama = Watched(
                 model["path"],
                 **{**options, "n_ctx": n_ctx, "n_threads": model["n_threads"]},
-                n_threads_batch=options.pop("n_threads_batch", model["n_threads"]),
                 verbose=True,  # or the log would not have the cause of a failure
             )
         except (ValueError, RuntimeError, AssertionError) as error:
             raise RuntimeError(last_error() or str(error)) from None
+        self._adapters = Adapters(self._llama, model.get("adapters") or (), scale)
+        self._projector = None
+        if model.get("mmproj"):
+            self._projector = Projector(model["mmproj"], model.get("chat_template"))
+            self._projector.load(self._llama)
         self._llama.verbose = False
         self._template = model.get("chat_template") or self._llama.metadata.get(
             "tokenizer.chat_template", ""
@@ -107,7 +120,7 @@ class Backend:
                 bos_token=self._text_of(self._llama.token_bos()),
                 stop_token_ids=[self._llama.token_eos()],
             ).to_chat_handler()
-        return {
+        report = {
             "library": "llama-cpp-python",
             "version": llama_cpp.__version__,
             "devices": ["GPU"] if llama_cpp.llama_supports_gpu_offload() else ["CPU"],
@@ -115,6 +128,12 @@ class Backend:
             "n_threads": model["n_threads"],
             "system_info": llama_cpp.llama_print_system_info().decode("utf-8", "replace").strip(),
         }
+        warning = None if llama_cpp.llama_supports_gpu_offload() else unused(model["options"])
+        if warning:
+            report["warning"] = warning
+        if model.get("mmproj"):
+            report["mmproj"] = model["mmproj"]
+        return report
 
     def _text_of(self, token):
         return self._llama._model.token_get_text(token) if token >= 0 else ""
@@ -122,35 +141,23 @@ class Backend:
     def generate(self, requests, emit, cancelled):
         (request,) = requests
         given = request.data["params"]
-        answer = Answer(request, emit, lambda: cancelled(request), self._llama)
-        body = {
-            "stream": True,
-            "max_tokens": given["max_new_tokens"],
-            "temperature": given["temperature"],
-            "top_p": given["top_p"],
-            "top_k": given.get("top_k") or 0,
-            "min_p": given["min_p"],
-            "typical_p": 1.0,
-            "repeat_penalty": given["repetition_penalty"],
-            "frequency_penalty": given["frequency_penalty"],
-            "presence_penalty": given["presence_penalty"],
-            "stop": list(given.get("stop_strings") or ()),
-            "seed": given.get("seed"),
-            "logit_bias": given.get("logit_bias") or None,
-            "grammar": grammar(given.get("guided_decoding")),
-        }
+        sees = has_images(request.data)
+        if sees and self._projector is None:
+            emit.failed(request, NO_PROJECTOR)
+            return
+        answer = Answer(request, emit, lambda: cancelled(request), self._llama, cached=not sees)
+        try:
+            body = {
+                **sampling(given),
+                "grammar": grammar(given.get("guided_decoding"), self._llama),
+            }
+        except ValueError as error:
+            emit.failed(request, error)
+            return
+        self._adapters.apply(given.get("adapter"))
         self._llama.answer = answer
         try:
-            if "messages" in request.data:
-                messages, tools = for_template(
-                    request.data["messages"], given.get("tools"), self._template
-                )
-                chunks = self._llama.create_chat_completion(
-                    with_objects(messages), tools=tools, **body
-                )
-            else:
-                chunks = self._llama.create_completion(request.data["prompt"], **body)
-            for chunk in chunks:
+            for chunk in self._chunks(request.data, body, sees):
                 answer.take(chunk["choices"][0])
         except Abandoned:
             return  # the scheduler answers for it
@@ -159,9 +166,26 @@ class Backend:
             return
         finally:
             self._llama.answer = None
+            if sees:
+                # The library takes what is in an image's place for text, in the next prompt too.
+                self._llama.reset()
         answer.close()
 
+    def _chunks(self, data, body, sees):
+        """The library's stream, by the way that fits the prompt."""
+        if "messages" not in data:
+            return self._llama.create_completion(data["prompt"], **body)
+        messages = data["messages"]
+        if sees:
+            return self._projector(llama=self._llama, messages=messages, **body)
+        # Its templates take text alone.
+        messages = [{**m, "content": text_of(m["content"])} for m in messages]
+        messages, tools = for_template(messages, data["params"].get("tools"), self._template)
+        return self._llama.create_chat_completion(with_objects(messages), tools=tools, **body)
+
     def _worded(self, text):
+        if "Prompt exceeds n_ctx" in text:
+            text = "exceed context window ({})".format(text.rpartition(": ")[2].split(" ")[0])
         if "exceed context window" in text:
             count = text.partition("(")[2].partition(")")[0]
             return (
@@ -175,90 +199,53 @@ class Backend:
         pass
 
 
-class Answer:
-    """What is known of the request under way."""
-
-    def __init__(self, request, emit, cancelled, llama):
-        self._request = request
-        self._emit = emit
-        self._cancelled = cancelled
-        self._llama = llama
-        self._top = request.data["params"].get("logprobs")
-        self._logprobs = []
-        self._prompt_tokens = self._read = self._made = 0
-        self._reason = None
-
-    def go_on(self):
-        if self._cancelled():
-            raise Abandoned
-
-    def begins(self, tokens):
-        self._prompt_tokens = len(tokens)
-        self._emit.prefill(self._request, 0, len(tokens))
-        if "messages" in self._request.data:
-            end = self._llama.detokenize(list(tokens[-8:]), special=True)
-            self._request.opening = opening(end.decode("utf-8", "replace"))
-
-    def read(self, count):
-        if not self._made:
-            self._read += count
-            self._emit.prefill(self._request, count, 0)
-
-    def makes(self, token):
-        self.go_on()
-        self._made += 1
-        self._emit.made(self._request)
-        if self._top is not None:
-            self._logprobs.append(self._logprob(token))
-
-    def take(self, choice):
-        delta = choice.get("delta")
-        text = choice.get("text") if delta is None else delta.get("content")
-        self._reason = choice.get("finish_reason") or self._reason
-        if text:
-            self._emit.text(self._request, text)
-
-    def _logprob(self, token):
-        """From the scores that the token was drawn from: they are the context's last."""
-        pointer = self._llama._ctx.get_logits_ith(-1)
-        scores = numpy.ctypeslib.as_array(pointer, shape=(self._llama.n_vocab(),))
-        scores = scores.astype(numpy.float64)
-        logprobs = scores - scores.max()
-        logprobs -= math.log(numpy.exp(logprobs).sum())
-        best = numpy.argsort(-logprobs)[: self._top]
-        return {**self._entry(token, logprobs), "top": [self._entry(t, logprobs) for t in best]}
-
-    def _entry(self, token, logprobs):
-        value = float(logprobs[token])
-        text = self._llama.detokenize([int(token)], special=True).decode("utf-8", "replace")
-        return {
-            "token": text,
-            "id": int(token),
-            "logprob": value if math.isfinite(value) else None,
-        }
-
-    def close(self):
-        fields = {
-            "prompt_tokens": self._prompt_tokens,
-            "cached_tokens": self._prompt_tokens - self._read,
-            "output_tokens": self._made,
-        }
-        if self._top is not None:
-            fields["logprobs"] = self._logprobs
-        if self._reason is None:
-            self._emit.failed(self._request, "llama-cpp-python ended the answer without a reason")
-        else:
-            self._emit.finished(self._request, self._reason, **fields)
+def sampling(given):
+    """A row's parameters in the library's words."""
+    return {
+        "stream": True,
+        "max_tokens": given["max_new_tokens"],
+        "temperature": given["temperature"],
+        "top_p": given["top_p"],
+        "top_k": given.get("top_k") or 0,
+        "min_p": given["min_p"],
+        "typical_p": 1.0,
+        "repeat_penalty": given["repetition_penalty"],
+        "frequency_penalty": given["frequency_penalty"],
+        "presence_penalty": given["presence_penalty"],
+        "stop": list(given.get("stop_strings") or ()),
+        "seed": given.get("seed"),
+        "logit_bias": given.get("logit_bias") or None,
+    }
 
 
-def grammar(guided):
-    """A grammar object out of ``GuidedDecodingParams`` as a dict."""
+def grammar(guided, llama):
+    """A grammar object out of ``GuidedDecodingParams`` as a dict.
+
+    Raises
+    ------
+    ValueError
+        For one that holds no answer. The library would take it for none.
+    """
     if not guided:
         return None
     if guided.get("grammar"):
         text = guided["grammar"]
     elif guided.get("choice"):
-        text = "root ::= " + " | ".join(json.dumps(choice) for choice in guided["choice"])
+        text = choice_grammar(guided["choice"])
     else:
-        return llama_cpp.LlamaGrammar.from_json_schema(json.dumps(guided["json"]), verbose=False)
+        why = impossible(guided["json"])
+        if why:
+            raise ValueError(why)
+        try:
+            return llama_cpp.LlamaGrammar.from_json_schema(
+                json.dumps(guided["json"]), verbose=False
+            )
+        except (AssertionError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"llama-cpp-python cannot read the schema: {error}") from None
+    sampler = llama_cpp.llama_sampler_init_grammar(
+        llama._model.vocab, text.encode("utf-8"), b"root"
+    )
+    if not sampler:
+        raise ValueError(BAD_GRAMMAR)
+    llama_cpp.llama_sampler_free(sampler)
     return llama_cpp.LlamaGrammar.from_string(text, verbose=False)

@@ -1,0 +1,66 @@
+"""LoRA adapters as PEFT writes them, made without torch."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+KINDS = {"F32": "<f4", "F16": "<f2"}
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], kind: str = "F32") -> None:
+    """A safetensors file; bfloat16 is the upper half of a float32."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    chunks, place = [], 0
+    for name, values in tensors.items():
+        if kind == "BF16":
+            data = (values.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
+        else:
+            data = values.astype(KINDS[kind]).tobytes()
+        offsets = [place, place + len(data)]
+        header[name] = {"dtype": kind, "shape": list(values.shape), "data_offsets": offsets}
+        chunks.append(data)
+        place += len(data)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(chunks))
+
+
+def write_peft(
+    folder: Path,
+    modules: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    kind: str = "F32",
+    **config: Any,
+) -> str:
+    """A PEFT folder of ``{module: (A, B)}``; ``config`` changes its ``adapter_config.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rank = next(iter(modules.values()))[0].shape[0] if modules else 8
+    facts = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "bias": "none", **config}
+    (folder / "adapter_config.json").write_text(json.dumps(facts))
+    tensors = {}
+    for module, (a, b) in modules.items():
+        tensors[f"base_model.model.{module}.lora_A.weight"] = a
+        tensors[f"base_model.model.{module}.lora_B.weight"] = b
+    write_safetensors(folder / "adapter_model.safetensors", tensors, kind)
+    return str(folder)
+
+
+def smollm2(
+    folder: Path, seed: int, scale: float = 0.12, parts: tuple[str, ...] = ("q_proj", "k_proj")
+) -> str:
+    """A random adapter for SmolLM2-135M, strong enough that its effect is plain to see."""
+    random = np.random.default_rng(seed)
+    sizes = {"q_proj": 576, "k_proj": 192, "v_proj": 192, "o_proj": 576}
+    modules = {
+        f"model.layers.{layer}.self_attn.{part}": (
+            random.normal(0, scale, (8, 576)).astype("<f4"),
+            random.normal(0, scale, (sizes[part], 8)).astype("<f4"),
+        )
+        for layer in range(30)
+        for part in parts
+    }
+    return write_peft(folder, modules)
