@@ -22,6 +22,15 @@ NOT_WITH_BEAMS = (
 # Beside the weights: Python, torch and Transformers, measured. Only the eviction estimate
 # uses it; what rows report is measured.
 OVERHEAD_BYTES = 600_000_000
+# Options that need the model in one process.
+_WHOLE = (
+    "load_in_4bit",
+    "load_in_8bit",
+    "quantization_config",
+    "assistant_model",
+    "prompt_lookup_num_tokens",
+    "offload_folder",
+)
 
 
 class NativeTextInferenceEngine(PeftAdapters):
@@ -38,7 +47,9 @@ class NativeTextInferenceEngine(PeftAdapters):
         ``model_kwargs``: ``batch_size`` (most rows of a run in a batch; default 32 on a CPU
         and 64 elsewhere, fewer where memory is short), ``batching`` (``"continuous"``: rows
         join the running batch, the default wherever the model's cache allows it;
-        ``"static"``: each run has batches of its own), ``prefix_cache_tokens`` (how many tokens
+        ``"static"``: each run has batches of its own), ``tensor_parallel_size`` (how many
+        processes, on GPUs one for each, share the model's layers: it divides the attention
+        heads; rows run in static batches), ``prefix_cache_tokens`` (how many tokens
         of earlier rows are kept for rows that begin alike; default 8,192 and in 8 bits 0),
         ``assistant_model`` (a name as ``model_name``: a small model that guesses tokens for the
         large one) with ``num_assistant_tokens``, or ``prompt_lookup_num_tokens`` (guesses out
@@ -55,6 +66,8 @@ class NativeTextInferenceEngine(PeftAdapters):
 
     Notes
     -----
+    A model of images and text reads the images of a conversation.
+
     ``%%engine_exec native`` runs code beside the model.
 
     An assistant speeds up a row that is alone; it never changes an answer. Rows of a list decode
@@ -74,6 +87,7 @@ class NativeTextInferenceEngine(PeftAdapters):
     model_options = (
         "batch_size",
         "batching",
+        "tensor_parallel_size",
         "prefix_cache_tokens",
         "assistant_model",
         "num_assistant_tokens",
@@ -91,6 +105,7 @@ class NativeTextInferenceEngine(PeftAdapters):
     def _check_model(self, params: ModelParams) -> None:
         super()._check_model(params)
         _check_options(params.model_kwargs)
+        _check_split(params)
 
     def _check_generation(self, params: GenerationParams) -> None:
         super()._check_generation(params)
@@ -107,17 +122,20 @@ class NativeTextInferenceEngine(PeftAdapters):
     def _prepare(self, progress: Callable[[str], None]) -> tuple[dict[str, Any], int]:
         params = self.model_params
         options = dict(params.model_kwargs)
-        model = self._resolve(progress, "safetensors", "gguf")
+        ranks = options.get("tensor_parallel_size") or 1
+        forms = ("safetensors", "gguf") if ranks == 1 else ("safetensors",)
+        model = self._resolve(progress, *forms)
         message = {
             **self._transformers_message(model),
             "options": options,
             "n_threads": options.pop("n_threads", None) or physical_cores(),
             "cache_bytes": settings.current().budget_bytes() // 4,
             "tokenizer_kwargs": dict(params.tokenizer_kwargs),
+            "processor_kwargs": dict(params.processor_kwargs),
             "attn_implementation": params.attn_implementation,
             "device_map": params.device_map,
         }
-        needed = self._weights(model, options) + OVERHEAD_BYTES
+        needed = self._weights(model, options) + ranks * OVERHEAD_BYTES
         name = options.pop("assistant_model", None)
         if name is not None:
             small = self._assistant(str(name), progress)
@@ -142,9 +160,38 @@ class NativeTextInferenceEngine(PeftAdapters):
         return int(size)
 
 
+def _check_split(params: ModelParams) -> None:
+    """Refuse what a model that is split over ranks cannot have."""
+    options = params.model_kwargs
+    if (options.get("tensor_parallel_size") or 1) == 1:
+        return
+    given = {
+        "adapters": params.adapters or params.adapter_model,
+        "compile": params.compile,
+        "device_map": params.device_map,
+        **{f"model_kwargs[{name!r}]": options.get(name) for name in _WHOLE},
+    }
+    for name, value in given.items():
+        if value:
+            raise ConfigurationError(
+                f"native splits no model with {name} over ranks",
+                hint="leave out one of the two" + (": vllm has both" if name == "adapters" else ""),
+            )
+    if options.get("batching") == "continuous":
+        raise ConfigurationError(
+            "rows do not join the running batch of a model that is split over ranks",
+            hint="leave out model_kwargs['batching']",
+        )
+
+
 def _check_options(options: Mapping[str, Any]) -> None:
     check_counts(
-        options, "batch_size", "n_threads", "num_assistant_tokens", "prompt_lookup_num_tokens"
+        options,
+        "batch_size",
+        "n_threads",
+        "num_assistant_tokens",
+        "prompt_lookup_num_tokens",
+        "tensor_parallel_size",
     )
     _check_batching(options)
     _check_assistant(options)

@@ -141,6 +141,7 @@ _SPECS = {
                         "chat_template",
                         "chat_template_kwargs",
                         "attn_implementation",
+                        "processor_kwargs",
                         "device_map",
                     }
                 ),
@@ -150,7 +151,7 @@ _SPECS = {
                     {
                         *("streaming", "continuous_batching", "prefix_caching", "cpu"),
                         *("gguf", "safetensors", "quantization", "adapters", "speculative"),
-                        *("exec", "tools", "reasoning"),
+                        *("exec", "tools", "reasoning", "tensor_parallel", "vision"),
                     }
                 ),
             ),

@@ -6,7 +6,15 @@ import os
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
+
+from nbinfer.worker.backends import _vision
 
 DTYPES = {
     **dict.fromkeys(("float32", "float", "f32"), torch.float32),
@@ -41,16 +49,19 @@ def load_model(model, options):
     for name in ("attn_implementation", "device_map"):
         if model.get(name) is not None:
             arguments[name] = model[name]
-    if "device_map" not in arguments and torch.cuda.is_available():
+    parallel = "distributed_config" in options
+    if "device_map" not in arguments and torch.cuda.is_available() and not parallel:
         arguments["device_map"] = "auto"
     quantization = _quantization(options)
     if quantization is not None:
         arguments["quantization_config"] = quantization
     trust = bool(model.get("trust_remote_code"))
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            place, trust_remote_code=trust, **arguments, **options
-        )
+        loader = AutoModelForCausalLM
+        if "gguf_file" not in arguments:
+            config = AutoConfig.from_pretrained(place, trust_remote_code=trust)
+            loader = AutoModelForImageTextToText if _vision.sees(config) else loader
+        loaded = loader.from_pretrained(place, trust_remote_code=trust, **arguments, **options)
     except Exception as error:
         raise ValueError(_worded(error, "the model", place)) from error
     return loaded.eval()

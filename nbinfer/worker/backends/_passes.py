@@ -57,8 +57,12 @@ class Pass:
         self.adapter = adapter
         self.holds_turn = False
 
+    @property
+    def abandoned(self):
+        return self._over()
+
     def end_if_abandoned(self):
-        if self._over():
+        if self.abandoned:
             raise Abandoned
 
     def read(self, positions):
@@ -74,12 +78,15 @@ class Passes:
     adapters : Adapters
     by_layer : bool, default True
         Whether a pass can also end between two layers: a hook there would cut a compiled graph.
+    agree : callable, optional
+        Tells a model's other ranks whether a pass that they begin too is abandoned.
     """
 
-    def __init__(self, model, adapters, *, by_layer=True):
+    def __init__(self, model, adapters, *, by_layer=True, agree=None):
         self.turns = Turns()
         self._model = model
         self._adapters = adapters
+        self._agree = agree
         self._local = threading.local()
         parameters = inspect.signature(model.forward).parameters
         self._keep = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
@@ -90,7 +97,7 @@ class Passes:
             key=len,
             default=(),
         )
-        if by_layer:
+        if by_layer and agree is None:
             for layer in layers:
                 layer.register_forward_pre_hook(self._at_layer)
 
@@ -98,6 +105,12 @@ class Passes:
         """Another model whose passes take turns with this one's: an assistant."""
         model.register_forward_pre_hook(lambda *given: self._begin(*given) and None)
         model.register_forward_hook(self._end)
+
+    def _end_if_abandoned(self, batch):
+        if self._agree is None:
+            batch.end_if_abandoned()
+        elif self._agree(batch.abandoned):
+            raise Abandoned
 
     @contextlib.contextmanager
     def of(self, batch):
@@ -120,8 +133,13 @@ class Passes:
 
     def _begin(self, _module, _arguments):
         batch = getattr(self._local, "batch", None)
+        if batch is None and self._agree is not None:
+            raise RuntimeError(
+                "the model's other ranks know nothing of this call: load it without "
+                "tensor_parallel_size to call it in a cell"
+            )
         if batch is not None:
-            batch.end_if_abandoned()
+            self._end_if_abandoned(batch)
             self.turns.acquire()
             batch.holds_turn = True
         return batch

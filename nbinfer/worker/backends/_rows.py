@@ -24,6 +24,8 @@ class Row:
         How many of the prompt's tokens were not computed again.
     assisted : bool
         Whether another model, or its prompt, guesses its tokens.
+    images : dict of Tensor or None
+        What the processor made of the prompt's images.
     """
 
     def __init__(self, request, ids, tokenizer, limit, stop_ids):
@@ -38,6 +40,7 @@ class Row:
         self.adapter = None
         self.cached = 0
         self.assisted = False
+        self.images = None
         self.generator = None
         self.grammar = self.read_calls = None
         self.top_logprobs = self.params.get("logprobs")

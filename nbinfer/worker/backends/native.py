@@ -1,10 +1,11 @@
-"""Hugging Face Transformers: any model that ``AutoModelForCausalLM`` loads.
+"""Hugging Face Transformers: any model of text, or of images and text, that it generates with.
 
 Rows of all runs join one running batch and leave it between two forward passes (``_joining.py``),
 from the keys and values that earlier rows left (``_prefixes.py``). What that cannot do goes
-through ``model.generate``, in static batches of rows of like length: beams, an assistant, a model
-whose cache is not plain keys and values, or everything where ``batching`` is ``"static"``. The
-passes of both take turns (``_passes.py``), so no two fight for the cores.
+through ``model.generate``, in static batches (``_static.py``): beams, an assistant, a model whose
+cache is not plain keys and values, images (``_vision.py``), a model that is split over ranks
+(``_ranks.py``), or everything where ``batching`` is ``"static"``. The passes of both take turns
+(``_passes.py``), so no two fight for the cores.
 
 What ``generate`` cannot be told is hung on it from outside: a logits processor that samples
 for each row with its own parameters and seed, a stopping criterion that sees every token as
@@ -15,35 +16,30 @@ abandoned forward pass in the middle of a long prefill.
 from __future__ import annotations
 
 import functools
-import gc
 
 import torch
 import transformers
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig
 
+from nbinfer.worker.backends import _vision
 from nbinfer.worker.backends._adapters import Adapters
 from nbinfer.worker.backends._assistant import OPTIONS, Assistant
-from nbinfer.worker.backends._batch import Batch
 from nbinfer.worker.backends._derive import derive
 from nbinfer.worker.backends._grammar import Grammar
 from nbinfer.worker.backends._joining import Joining
 from nbinfer.worker.backends._loading import load_model, load_tokenizer, precision
-from nbinfer.worker.backends._memory import (
-    Room,
-    end_thread_team,
-    give_back_freed_memory,
-    out_of_memory,
-)
-from nbinfer.worker.backends._passes import Abandoned, Passes
+from nbinfer.worker.backends._memory import Room, end_thread_team, give_back_freed_memory
+from nbinfer.worker.backends._passes import Abandoned, Pass, Passes
 from nbinfer.worker.backends._prefixes import Prefixes, plain_cache
 from nbinfer.worker.backends._rows import Row
-from nbinfer.worker.backends._sampling import Sampler
+from nbinfer.worker.backends._static import Static
 from nbinfer.worker.backends._toolform import for_template, with_objects
 from nbinfer.worker.thoughts import Thoughts, opening
 
-PREFILL_CHUNK = 512  # tokens of a row in one forward pass: bounds activations and attention
+IMAGE_TOKENS = 576  # a guess, for sorting: LLaVA's own
 PREFIX_TOKENS = 8192  # that are kept of earlier rows, in a quarter of the caches' memory at most
-OWN = ("batch_size", "batching", "prefix_cache_tokens", *OPTIONS)  # all else is the library's
+# All else is the library's.
+OWN = ("batch_size", "batching", "prefix_cache_tokens", "tensor_parallel_size", *OPTIONS)
 
 
 class Backend:
@@ -60,13 +56,18 @@ class Backend:
             derive(model["derive_from"], model["path"], model["mark"], stage)
         stage("reading the tokenizer")
         self.tokenizer = load_tokenizer(model)
+        self._ranks = self._split(own["tensor_parallel_size"] or 1, model, options, stage)
         stage("reading the weights")
         self.model = load_model(model, options)
         vocabulary = self.model.config.get_text_config().vocab_size
         self._assistant = Assistant(model, own, vocabulary, self.tokenizer, stage)
+        sees = _vision.sees(self.model.config)
+        self._vision = _vision.Vision(model, self.tokenizer) if sees else None
         self._settle(model, own)
         stage("trying it")
         self._try()
+        if self._ranks is not None:
+            self._ranks.loaded()
         give_back_freed_memory()
         self.rest()
         return {
@@ -80,8 +81,21 @@ class Backend:
             "n_threads": torch.get_num_threads(),
             "attn_implementation": self.model.config._attn_implementation,
             "batching": "static" if self._joined is None else "continuous",
+            "tensor_parallel_size": own["tensor_parallel_size"] or 1,
             "model": {"precision": precision(self.model)},
         }
+
+    def _split(self, size, model, options, stage):
+        """The other ranks of a model that is split; ``None`` where it is not."""
+        if size == 1:
+            return None
+        from nbinfer.worker.backends._ranks import Ranks  # torch.distributed takes a moment
+
+        stage(f"starting {size} ranks")
+        self.slots = 1  # one batch at a time, which all ranks compute
+        ranks = Ranks(size, model, options)
+        options["distributed_config"] = ranks.config
+        return ranks
 
     def _settle(self, model, own):
         """What every batch needs to know of the model, and the hooks."""
@@ -104,16 +118,24 @@ class Backend:
         if model.get("compile"):
             self.model.forward = torch.compile(self.model.forward, dynamic=True)
         self._adapters = Adapters(self.model, model["path"])
-        self._passes = Passes(self.model, self._adapters, by_layer=not model.get("compile"))
+        self._passes = Passes(
+            self.model,
+            self._adapters,
+            by_layer=not model.get("compile"),
+            agree=self._ranks and self._ranks.agree,
+        )
         if self._assistant.model is not None:
             self._passes.also(self._assistant.model)
         self._joined = self._joining(own)
+        self._static = Static(
+            self.model, self._passes, self._room, self._assistant, self._ranks, self._pad
+        )
 
     def _joining(self, own):
         """Where rows join a running batch; ``None`` where they cannot or shall not."""
-        if own["batching"] == "static":
+        if own["batching"] == "static" or self._ranks is not None:
             return None
-        if not plain_cache(self.model):
+        if not plain_cache(self.model) or not _vision.plain_places(self.model.config):
             if own["batching"] == "continuous":
                 raise ValueError(
                     "this model's cache is not plain keys and values of every layer: its rows "
@@ -131,7 +153,7 @@ class Backend:
     def _try(self):
         """One token: what a device or a dtype cannot do is told at load, not in every row."""
         ids = torch.tensor([[self._pad]], device=self.model.device)
-        with torch.inference_mode():
+        with self._passes.of(Pass(lambda: False)):
             logits = self.model(input_ids=ids).logits
         if not torch.isfinite(logits).all():
             raise ValueError(
@@ -159,51 +181,30 @@ class Backend:
         rows = []
         for request in requests:
             try:
-                rows.append(self._row(request))
+                rows.append(self._row(request, lambda request=request: cancelled(request)))
+            except Abandoned:
+                pass  # the scheduler answers for it
             except ValueError as error:
                 emit.failed(request, error)
         rows.sort(key=lambda row: len(row.ids), reverse=True)
         alone = len(rows) == 1 and not (self._joined and self._joined.busy)
-        if alone and self._assistant.can_help(rows[0]):
+        if alone and rows[0].images is None and self._assistant.can_help(rows[0]):
             rows[0].assisted = True
         joining = [row for row in rows if self._joins(row)]
         if joining:
             self._joined.answer(joining, emit, cancelled)
-        rows = [row for row in rows if not self._joins(row)]
-        while rows:
-            size = self._alike(rows)
-            batch, rows = rows[:size], rows[size:]
-            for row in batch:
-                emit.dispatched(row.request)
-            self._complete(batch, emit, cancelled)
+        self._static.answer([r for r in rows if not self._joins(r)], emit, cancelled)
 
     def _joins(self, row):
         """Whether a row can join a running batch."""
-        plain = row.params.get("num_beams", 1) == 1 and not row.assisted
+        plain = row.params.get("num_beams", 1) == 1 and not row.assisted and row.images is None
         return plain and self._joined is not None
 
-    def _alike(self, rows):
-        """How many of the rows, longest first, make one batch: those that fit and are alike.
-
-        A shorter row costs a prefill of its padding and saves the decode passes of a batch of
-        its own, so it belongs here while all padding costs less than those passes.
-        """
-        beams, longest = rows[0].params.get("num_beams", 1), len(rows[0].ids)
-        size = self._room.fitting(longest + rows[0].limit, beams)
-        worth = rows[0].limit * self._room.pass_tokens
-        padding = 0
-        for number, row in enumerate(rows[:size]):
-            padding += longest - len(row.ids)
-            if padding > worth or row.adapter != rows[0].adapter:
-                return number
-        return size
-
-    def _row(self, request):
+    def _row(self, request, over):
         data, params = request.data, request.data["params"]
-        text = data["prompt"] if "prompt" in data else self._templated(data)
+        text, ids, images = self._read(data, over)
         if "prompt" not in data:
             request.opening = opening(text)
-        ids = self.tokenizer(text, add_special_tokens="prompt" in data)["input_ids"]
         if not ids:
             ids = [self.tokenizer.bos_token_id or self._pad]
         room = self._n_ctx - len(ids)
@@ -215,12 +216,35 @@ class Backend:
         stop_ids = {*self._stop_ids, *(params.get("stop_token_ids") or ())}
         limit = min(params["max_new_tokens"], room)
         row = Row(request, ids, self.tokenizer, limit, stop_ids)
+        row.images = images
         if params.get("tools") and params["tool_choice"] == "auto":
             row.read_calls = functools.partial(self._read_calls, text, params["tools"])
+        if self._ranks is not None and params.get("adapter"):
+            raise ValueError("a model that is split over ranks takes no adapter: vllm's can")
         row.adapter = self._adapters.add(params.get("adapter"), self._passes.turns)
         if params.get("guided_decoding"):
             row.grammar = Grammar(self.tokenizer, params["guided_decoding"], self._stop_ids)
         return row
+
+    def _read(self, data, over):
+        """The prompt, its tokens, and the tensors of its images or ``None``."""
+        if "prompt" in data:
+            return data["prompt"], self.tokenizer(data["prompt"])["input_ids"], None
+        messages, addresses = _vision.split(data["messages"])
+        if addresses and self._vision is None:
+            raise ValueError(
+                "the prompt has an image, and this model reads text alone: load one that sees, "
+                "such as a LLaVA, Qwen-VL, Gemma 3 or SmolVLM"
+            )
+        if addresses and data["params"].get("tools"):
+            raise ValueError("native takes no tools beside an image: leave out one of the two")
+        if addresses:
+            options = data["params"].get("chat_template_kwargs") or {}
+            return self._vision.read(messages, addresses, options, over)
+        if self._vision is not None and self._vision.wants_parts:
+            messages = [{**m, "content": _vision.as_parts(m["content"])} for m in messages]
+        text = self._templated({**data, "messages": messages})
+        return text, self.tokenizer(text, add_special_tokens=False)["input_ids"], None
 
     def _templated(self, data):
         if not self.tokenizer.chat_template:
@@ -270,76 +294,6 @@ class Backend:
         calls = [{"name": f["name"], "arguments": f["arguments"]} for f in functions]
         return {"tool_calls": calls, "output": said}
 
-    def _complete(self, rows, emit, cancelled):
-        """One batch to its end; one that does not fit in memory goes on in halves."""
-        try:
-            self._generate(rows, emit, cancelled)
-        except Abandoned:
-            pass
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            problem = str(error).splitlines()[0]
-        else:
-            return
-        left = [row for row in rows if not row.done]
-        for row in left:
-            if cancelled(row.request):
-                row.finish(emit, "cancelled")
-        left = [row for row in left if not cancelled(row.request)]
-        if not left:
-            return
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if len(left) == 1 and len(rows) == 1:
-            emit.failed(left[0].request, f"this row does not fit in memory: {problem}")
-            return
-        half = max(1, len(left) // 2)
-        self._complete(left[:half], emit, cancelled)
-        if left[half:]:
-            self._complete(left[half:], emit, cancelled)
-
-    def _generate(self, rows, emit, cancelled):
-        ids, mask = self._padded(rows)
-        batch = Batch(rows, emit, cancelled, mask)
-        beams = rows[0].params.get("num_beams", 1)
-        assisted = rows[0].assisted
-        config = GenerationConfig(
-            max_new_tokens=max(row.limit - len(row.made) for row in rows),
-            do_sample=False,
-            num_beams=beams,
-            pad_token_id=self._pad,
-            eos_token_id=self._stop_ids or None,
-            prefill_chunk_size=None if assisted else _chunk(ids.shape[1]),
-            **(self._assistant.config if assisted else {}),
-        )
-        processors = [] if beams > 1 else [Sampler(rows, guessed=assisted)]
-        watch = batch.watch_beams if beams > 1 else batch.watch
-        try:
-            with self._passes.of(batch):
-                out = self.model.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    generation_config=config,
-                    logits_processor=LogitsProcessorList(processors),
-                    stopping_criteria=StoppingCriteriaList([watch]),
-                    **(self._assistant.arguments if assisted else {}),
-                )
-        finally:
-            self.rest()
-        if beams > 1:
-            batch.finish_beams(out[:, ids.shape[1] :].tolist())
-
-    def _padded(self, rows):
-        width = max(len(row.tokens) for row in rows)
-        ids = torch.full((len(rows), width), self._pad)
-        mask = torch.zeros_like(ids)
-        for place, row in enumerate(rows):
-            ids[place, width - len(row.tokens) :] = torch.tensor(row.tokens)
-            mask[place, width - len(row.tokens) :] = 1
-        return ids.to(self.model.device), mask.to(self.model.device)
-
     def scope(self):
         """What ``%%engine_exec`` has at hand."""
         return {"model": self.model, "tokenizer": self.tokenizer, "torch": torch}
@@ -351,13 +305,9 @@ class Backend:
         pass
 
 
-def _chunk(width):
-    """Equal chunks of at most ``PREFILL_CHUNK``; ``None`` where one will do."""
-    chunks = -(-width // PREFILL_CHUNK)
-    return -(-width // chunks) if chunks > 1 else None
-
-
 def _guess(data):
     """Tokens a row may take, by its length in characters: good enough to sort by."""
-    text = data.get("prompt") or "".join(str(m["content"]) for m in data.get("messages", ()))
-    return len(text) // 3 + 32 + data["params"]["max_new_tokens"]
+    messages, images = _vision.split(data.get("messages", ()))
+    texts = [part.get("text", "") for m in messages for part in _vision.as_parts(m["content"])]
+    characters = len(data.get("prompt") or "") + sum(map(len, texts))
+    return characters // 3 + 32 + IMAGE_TOKENS * len(images) + data["params"]["max_new_tokens"]
