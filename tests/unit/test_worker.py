@@ -30,7 +30,8 @@ ENGINES = {"xllamacpp", "torch", "transformers", "vllm", "llama_cpp"}
 STACKS = [
     {"xllamacpp"},
     {"llama_cpp", "numpy"},
-    {"transformers", "torch", "tokenizers", "llguidance", "numpy", "peft", "safetensors", "gguf"},
+    {"transformers", "torch", "tokenizers", "llguidance", "numpy", "peft", "safetensors", "gguf"}
+    | {"PIL"},
     {"vllm", "transformers"},
     {"sglang"},
 ]
