@@ -38,8 +38,23 @@ OPTIONS: Mapping[tuple[str, str], Mapping[str, Any]] = {
 }
 OPTIONS = {
     **OPTIONS,
-    ("remote-vllm", "tensor_parallel"): OPTIONS["vllm", "tensor_parallel"],
-    ("remote-vllm", "speculative"): OPTIONS["vllm", "speculative"],
+    **{
+        ("remote-vllm", setup): OPTIONS["vllm", setup]
+        for setup in ("tensor_parallel", "speculative")
+    },
+    ("remote-vllm", "adapters"): {"enable_lora": True},
+    ("sglang", "adapters"): {"enable_lora": True},
+    ("sglang", "tensor_parallel"): {"tensor_parallel_size": 2},
+    ("sglang", "vision"): {"model_impl": "transformers"},
+}
+# Checkpoints of fewer bits: a material, and the file in it that is loaded.
+QUANTIZED = {
+    ("llamacpp", "8bit"): ("q8_0", "model.gguf"),
+    **{
+        (engine, setup): (name, "")
+        for engine in ("vllm", "remote-vllm")
+        for setup, name in (("4bit", "w4a16"), ("8bit", "w8a8"))
+    },
 }
 
 
@@ -113,8 +128,9 @@ class Bench:
             params["model_name"] = str(materials.get("tensor_parallel", self.say))
         elif setup == "vision":
             self._vision(params)
-        elif setup == "8bit" and self.engine_name == "llamacpp":
-            params["model_name"] = str(materials.get("q8_0", self.say) / "model.gguf")
+        elif (self.engine_name, setup) in QUANTIZED:
+            name, file = QUANTIZED[self.engine_name, setup]
+            params["model_name"] = str(materials.get(name, self.say) / file)
         elif setup == "gguf":
             params["model_name"] = str(models.resolve("smollm2-135m", progress=self.say).path)
         return params

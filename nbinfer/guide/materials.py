@@ -23,6 +23,8 @@ MATERIALS = {
     "adapter": ("a LoRA adapter trained for a few steps on smollm2-135m", 1),
     "vision": ("a small LLaVA: smollm2-135m behind a tiny vision tower that knows colours", 1),
     "q8_0": ("smollm2-135m with eight-bit weights, as GGUF", 1),
+    "w4a16": ("smollm2-135m with four-bit weights, as compressed-tensors", 1),
+    "w8a8": ("smollm2-135m with eight-bit weights and activations, as compressed-tensors", 1),
     "tensor_parallel": ("a tiny, untrained Llama whose heads divide by two", 1),
 }
 _LIMIT_S = 600.0

@@ -12,13 +12,11 @@ from nbinfer import (
     ModelParams,
     VLLMInferenceEngine,
     gpu,
-    models,
 )
 from nbinfer.guide import materials
 from nbinfer.residents import pool
 
 from ..conftest import eventually
-from . import quantized
 from .conftest import installed
 
 pytestmark = [pytest.mark.needs("vllm", "native"), pytest.mark.timeout(600)]
@@ -123,13 +121,9 @@ def test_what_speculation_cannot_be():
 # ---------------------------------------------------------------------------- quantization
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_a_checkpoint_of_fewer_bits(bits, tmp_path):
-    source = models.resolve("smollm2-135m", forms=("safetensors",))
-    if not source.ready:
-        engine().load().unload()  # it makes the safetensors
-    folder = quantized.write(source.path, tmp_path / f"{bits} bits", bits)
-    made = engine(folder)
+@pytest.mark.parametrize(("name", "bits"), [("w8a8", 8), ("w4a16", 4)])
+def test_a_checkpoint_of_fewer_bits(name, bits):
+    made = engine(materials.get(name))
     frame = made.infer(["What is the capital of France?", *PROMPTS], PARAMS)
     assert frame["error"].isna().all()
     assert "Paris" in frame["output"][0]

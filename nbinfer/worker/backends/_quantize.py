@@ -14,9 +14,8 @@ GROUP = 32
 _TYPES = {"F32": np.float32, "I8": np.int8, "I32": np.int32, "I64": np.int64}
 
 
-def write(source: Path, folder: Path, bits: int) -> Path:
+def write(source: Path, folder: Path, bits: int) -> None:
     """8 bits: weights by channel and activations by token (W8A8). 4: weights by group (W4A16)."""
-    folder.mkdir()
     for path in source.iterdir():
         if path.suffix in (".json", ".jinja") and path.name not in ("config.json", "nbinfer.json"):
             shutil.copy(path, folder)
@@ -40,7 +39,14 @@ def write(source: Path, folder: Path, bits: int) -> Path:
     for name, weight in _read(source / "model.safetensors").items():
         found.update(pack(name, weight) if name.endswith("_proj.weight") else {name: weight})
     _write(folder / "model.safetensors", found)
-    return folder
+
+
+def material(folder: str, source: dict[str, Any], bits: int) -> None:
+    """Write the embedded model into ``folder``; its safetensors are made where they are not."""
+    from nbinfer.worker.backends._derive import derive
+
+    derive(source["gguf"], source["safetensors"], source["mark"], print)
+    write(Path(source["safetensors"]), Path(folder), bits)
 
 
 def _eight(name: str, weight: np.ndarray) -> dict[str, np.ndarray]:
