@@ -9,7 +9,7 @@ from typing import Any
 from ..checks import nearest, shown
 from ..errors import ConfigurationError
 
-__all__ = ["SUPPORTED", "Shape", "check_supported", "from_config", "from_gguf"]
+__all__ = ["LEFT_OUT", "SUPPORTED", "Shape", "check_supported", "from_config", "from_gguf"]
 
 # Architectures whose tensors are listed in ``tensors.py``: name in a config, name in llama.cpp.
 SUPPORTED = {
@@ -30,7 +30,7 @@ SUPPORTED = {
 # configuration_gemma3.py as in llama.cpp's (set_swa_pattern); a config's own layer_types win.
 _PATTERNS = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6}
 # What Gemma 3's own configs leave out, as Transformers' configuration_gemma3.py fills it in.
-_LEFT_OUT: dict[str, dict[str, int]] = {
+LEFT_OUT: dict[str, dict[str, int]] = {
     "gemma3_text": {
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
@@ -112,7 +112,7 @@ def from_config(config: Mapping[str, Any], name: str) -> Shape:
     if isinstance(text, Mapping):
         inherited = {k: config[k] for k in ("tie_word_embeddings",) if k in config}
         inner = {"model_type": f"{kind}_text", **inherited, **text}
-        return from_config({**_LEFT_OUT.get(inner["model_type"], {}), **inner}, name)
+        return from_config({**LEFT_OUT.get(inner["model_type"], {}), **inner}, name)
     if not isinstance(kind, str):
         raise _missing(name, "model_type")
     read = _Reader(config, name)

@@ -1,4 +1,4 @@
-"""The formulas of ``%memory`` against Transformers' own models, and against engines that run."""
+"""The formulas of ``%memory`` against Transformers' own models, and a file of llama.cpp's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from nbinfer import environments, gguf, models
 from nbinfer.guide.quantization import gguf_type
-from nbinfer.guide.shapes import from_config
+from nbinfer.guide.shapes import LEFT_OUT, from_config
 from nbinfer.guide.sources import describe, families
 from nbinfer.guide.tensors import tensors
 
@@ -46,6 +46,9 @@ DEFAULTS = {
 }
 
 
+pytestmark = pytest.mark.needs("native")
+
+
 @pytest.fixture(scope="module")
 def transformers():
     python = environments.python_for(installed("native").recipe)
@@ -80,6 +83,14 @@ def test_known_sizes_are_the_defaults_of_transformers_configs(transformers):
             if key not in apart | {"model_type"}:
                 default = defaults[repo][key]
                 assert default == value or default is None, (repo, key)
+
+
+def test_what_gemmas_configs_leave_out_is_its_class_default(transformers):
+    """A config that leaves it out is filled in as Transformers does."""
+    _, defaults = transformers
+    given = defaults["google/gemma-3-270m"]
+    for key, value in LEFT_OUT["gemma3_text"].items():
+        assert given[key] == value
 
 
 def test_a_gguf_type_gives_each_tensor_what_llama_cpp_gave_it():

@@ -11,7 +11,10 @@ from nbinfer.cli import main
 from nbinfer.errors import ConfigurationError, DownloadError, ModelNotFound
 from nbinfer.guide import flowchart, proofs, recommend
 from nbinfer.guide.reasons import REASONS, Reason
+from nbinfer.notebook.arguments import engine_parser, infer_parser
+from nbinfer.notebook.choosing import chosen
 
+MODEL = "Llama-3.2-1B"
 CLOUD = ["openai", "anthropic", "openai-compatible"]
 # The guide's "Decision Flowchart", path by path: cloud, GPU, production, distributed, throughput.
 PATHS = [
@@ -78,9 +81,6 @@ def test_every_path_recommends_what_it_leads_to(path):
     assert frame.attrs["nbinfer"]["recommended"] == engines[0]
 
 
-MODEL = "Llama-3.2-1B"
-
-
 def test_the_table():
     frame = nbinfer.recommend(MODEL, gpu=True, production=True, device="24GB")
     assert list(frame) == list(recommend.COLUMNS)
@@ -91,6 +91,26 @@ def test_the_table():
     assert first["reasons"].splitlines()[0] == "for production on a GPU"
     assert first["cell"] == "%%infer -e vllm -m meta-llama/Llama-3.2-1B\nHello!"
     assert frame["engine"].is_unique
+
+
+@pytest.mark.parametrize(
+    ("model", "device"), [(MODEL, "24GB"), ("Llama-3.1-8B", "12GB"), ("Llama-3.1-70B", "48GB")]
+)
+def test_every_cell_is_one_that_the_magics_take(model, device):
+    """Parsed by the magics' own parsers, and made into an engine, which checks every option."""
+    frame = nbinfer.recommend(model, gpu=True, production=True, device=device)
+    cells = frame[frame["verdict"] != "out"]
+    assert len(cells)
+    for row in cells.itertuples():
+        line, _, body = row.cell.partition("\n")
+        options = infer_parser().parse_line(line.removeprefix("%%infer"))
+        assert body
+        assert options.engine == row.engine
+        if row.engine in ("native", "vllm"):
+            made = chosen(options.engine, options).make()
+            assert made.model_params.model_name == f"meta-llama/{model}"
+        for command in row.setup.splitlines() if isinstance(row.setup, str) else ():
+            engine_parser().parse_line(command.removeprefix("%engine"))
 
 
 def test_what_does_not_fit_is_out_or_in_fewer_bits():
