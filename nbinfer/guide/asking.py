@@ -25,7 +25,8 @@ __all__ = [
     "whole",
 ]
 
-# What each loads: of 16 bits both kinds, and what it can make of them as it loads.
+# What each loads: of 16 bits both kinds, and what it makes of them as it loads; 4 bits with vLLM
+# are a checkpoint of AWQ or GPTQ.
 ENGINES: dict[str, tuple[str, ...]] = {
     "vllm": ("bf16", "fp16", "fp32", "fp8", "4-bit"),
     "native": ("bf16", "fp16", "fp32", "8-bit", "4-bit"),

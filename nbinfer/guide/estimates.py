@@ -66,18 +66,18 @@ def estimate(
     return Estimate(
         engine,
         precision,
-        _weights(found, precision, job.parallel),
+        _weights(found, engine, precision, job.parallel),
         cache,
         activations_bytes(found.shape, engine, job, width),
         overhead_bytes(engine, gpu=job.gpu),
     )
 
 
-def _weights(found: Described, precision: str, parallel: int) -> int:
+def _weights(found: Described, engine: str, precision: str, parallel: int) -> int:
     if found.own_bytes is not None and precision == found.precision:
         whole = found.own_bytes
     else:
-        whole = quantization.weights_bytes(found.shape, found.tensors, precision)
+        whole = quantization.weights_bytes(found.shape, found.tensors, precision, engine)
         whole += found.extra * (4 if precision == "fp32" else 2)
     repeated = sum(t.count for t in found.tensors if len(t.sizes) < 2)
     repeated *= 4 if precision in ("fp32", *quantization.GGUF_TYPES) else 2

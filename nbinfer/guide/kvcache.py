@@ -62,8 +62,8 @@ def kv_bytes(
 
     A token takes ``(head_dim + value_dim) * kv_heads`` values in each layer: keys and values of
     grouped queries (Ainslie et al. 2023, arXiv:2305.13245). DeepSeek's MLA keeps ``kv_lora_rank +
-    qk_rope_head_dim`` instead (DeepSeek-V2, arXiv:2405.04434, section 2.1.2; vLLM's and
-    llama.cpp's caches hold just those; Transformers' holds the keys and values made of them). A
+    qk_rope_head_dim`` instead (DeepSeek-V2, arXiv:2405.04434, section 2.1.2), with every engine:
+    Transformers too caches the latents (5.24, ``modeling_deepseek_v3.py``). A
     layer with a sliding window keeps no more than its window:
 
     - ``native``: ``window`` tokens (Transformers, ``cache_utils.DynamicSlidingWindowLayer``);
@@ -81,18 +81,15 @@ def kv_bytes(
         full, short = batch * context, batch * min(context, shape.window or context)
     else:
         full, short = _vllm_cells(shape, context, batch, gpu=gpu)
-    values = _values(shape, engine, parallel)
+    values = _values(shape, parallel)
     cells = full * (shape.layers - shape.windowed) + short * shape.windowed
     return int(cells * values * bits / 8)
 
 
-def _values(shape: Shape, engine: str, parallel: int) -> int:
+def _values(shape: Shape, parallel: int) -> int:
     """Values that a token takes in a layer."""
-    if shape.latent is not None and engine != "native":
-        return shape.latent
     if shape.latent is not None:
-        keys = shape.config["qk_nope_head_dim"] + shape.config["qk_rope_head_dim"]
-        return int(-(-shape.heads // parallel) * (keys + shape.value_dim))
+        return shape.latent
     return max(1, shape.kv_heads // parallel) * (shape.head_dim + shape.value_dim)
 
 

@@ -22,7 +22,7 @@ __all__ = ["GGUF_TYPES", "PRECISIONS", "check", "gguf_type", "weights_bytes"]
 # Of a plain precision: bytes of a weight.
 _PLAIN = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 # How bits of a layer's linear maps are stored; embeddings, norms and the output stay 16 bits.
-#   fp8    one byte, and a scale for each tensor or row (vLLM's docs, "FP8 W8A8")
+#   fp8    one byte, and a scale for each tensor or row (vLLM, config/quantization.py)
 #   8-bit  one byte, and a float32 for each row (bitsandbytes, Linear8bitLt's SCB)
 #   4-bit  half a byte, and a float32 for each block of 64 (bitsandbytes, quantize_4bit's absmax)
 _QUANTIZED: dict[str, Callable[[Tensor], float]] = {
@@ -30,6 +30,9 @@ _QUANTIZED: dict[str, Callable[[Tensor], float]] = {
     "8-bit": lambda tensor: tensor.count + 4 * tensor.rows,
     "4-bit": lambda tensor: tensor.count * (1 / 2 + 4 / 64),
 }
+# vLLM makes no 4 bits while it loads: it takes checkpoints of AWQ or GPTQ, by default half a byte
+# and, for each group of 128, a float16 scale and a zero of 4 bits (arXiv:2306.00978).
+_AWQ_BYTES = 1 / 2 + 2.5 / 128
 PRECISIONS = ("bf16", "fp16", "fp32", "fp8", "8-bit", "4-bit")
 
 # A file's type: the type of most of its tensors (llama_ftype_get_default_type).
@@ -98,15 +101,29 @@ def check(name: str) -> str:
     return known[plain]
 
 
-def weights_bytes(shape: Shape, found: Sequence[Tensor], precision: str) -> int:
-    """Bytes that the weights take in a precision."""
+def weights_bytes(
+    shape: Shape, found: Sequence[Tensor], precision: str, engine: str = "native"
+) -> int:
+    """Bytes that the weights take in a precision, as an engine makes it.
+
+    bitsandbytes in Transformers takes ``nn.Linear`` alone (``integrations/bitsandbytes.py``), and
+    a layer's experts are one parameter there: with ``native`` they stay in 16 bits.
+    """
     if precision in GGUF_TYPES:
         kinds = _Chooser(shape, found, precision)
         return sum(_stored(tensor, kinds.of(tensor)) for tensor in found)
     if precision in _PLAIN:
         return int(sum(tensor.count for tensor in found) * _PLAIN[precision])
     quantized = _QUANTIZED[precision]
-    return int(sum(quantized(t) if t.linear else 2 * t.count for t in found))
+    if precision == "4-bit" and engine == "vllm":
+        return int(sum(t.count * (_AWQ_BYTES if t.linear else 2) for t in found))
+    apart = engine == "native" and precision != "fp8"
+    return int(
+        sum(
+            2 * t.count if not t.linear or (apart and "_exps" in t.name) else quantized(t)
+            for t in found
+        )
+    )
 
 
 def gguf_type(shape: Shape, found: Sequence[Tensor], precision: str) -> dict[str, str]:

@@ -41,8 +41,7 @@ _LOCAL = ("llamacpp", "native", "vllm", "remote-vllm", "sglang")
 _OPTIONS = {
     ("native", "8-bit"): "-k load_in_8bit=true",
     ("native", "4-bit"): "-k load_in_4bit=true",
-    ("vllm", "fp8"): "-k quantization=fp8",
-    ("vllm", "4-bit"): "-k quantization=bitsandbytes",
+    ("vllm", "fp8"): "-k quantization=fp8_per_tensor",
 }
 _ON_A_CPU = ("bf16", "fp16", "fp32")  # what vLLM computes there
 
@@ -204,6 +203,8 @@ def _judge_memory(
     if candidate.engine in ("native", "vllm", "remote-vllm", "sglang") and found.form == "gguf":
         own = "fp32"  # what a GGUF is dequantized to
     order = [own, *(p for p in ("fp8", "8-bit", "4-bit") if p in able and p != own)]
+    if engine == "vllm":  # 4 bits would be another checkpoint
+        order = [p for p in order if p != "4-bit"]
     if engine == "vllm" and (not job.gpu or candidate.engine == "sglang"):
         order = [p for p in order if p in _ON_A_CPU] or [own]
     place = room_for(engine, job, device)

@@ -181,6 +181,8 @@ def test_what_makes_no_sense_is_refused(options, error, said):
 
 
 def test_an_unknown_model_without_a_network(monkeypatch):
+    import huggingface_hub.constants  # noqa: F401  # it keeps what it reads on import
+
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DownloadError):
         nbinfer.recommend("org/nothing")
