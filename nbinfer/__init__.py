@@ -52,6 +52,8 @@ if TYPE_CHECKING:
         UnsupportedParameter,
     )
     from .guide.features import features
+    from .guide.memory import memory
+    from .guide.recommend import recommend
     from .messages import Conversation, ImagePart, Message, Role, TextPart
     from .notebook.panel import panel
     from .overview import engines
@@ -98,6 +100,8 @@ _HOMES = {
         "UnsupportedParameter",
     ),
     "guide.features": ("features",),
+    "guide.memory": ("memory",),
+    "guide.recommend": ("recommend",),
     "messages": ("Conversation", "ImagePart", "Message", "Role", "TextPart"),
     "tool_calls": ("ToolCall",),
     "notebook.panel": ("panel",),
@@ -157,9 +161,11 @@ __all__ = [
     "last",
     "load_ipython_extension",
     "manifest",
+    "memory",
     "panel",
     "plot",
     "read_rows",
+    "recommend",
     "serve",
     "servers",
     "shutdown",

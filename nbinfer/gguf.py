@@ -6,17 +6,22 @@ Python (3.9 or later) may hold no more than an engine. No length in the file is 
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from typing import Any, BinaryIO
 
 __all__ = [
     "GGUFError",
+    "block",
     "check_complete",
     "context_length",
     "kv_bytes_per_token",
     "precision",
     "read_header",
+    "read_stream",
+    "tensor_bytes",
+    "type_name",
 ]
 
 MAX_HEADER_BYTES = 64 * 1024 * 1024
@@ -45,6 +50,8 @@ _BLOCKS = {
     27: ("I64", 1, 8), 28: ("F64", 1, 8), 29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2),
     34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
 }
+
+_BY_NAME = {name: (elements, size) for name, elements, size in _BLOCKS.values()}
 
 # llama.cpp's llama_ftype, the number in general.file_type
 _FILE_TYPES = {
@@ -135,12 +142,16 @@ def read_header(path: str | os.PathLike[str], max_bytes: int = MAX_HEADER_BYTES)
         Where the file cannot be read.
     """
     with open(path, "rb") as stream:  # noqa: PTH123
-        size = os.fstat(stream.fileno()).st_size
-        reader = _Reader(stream, size, max_bytes)
-        try:
-            return _read(reader, size)
-        except struct.error as error:
-            raise GGUFError(f"the metadata is damaged: {error}") from None
+        return read_stream(stream, os.fstat(stream.fileno()).st_size, max_bytes)
+
+
+def read_stream(stream: BinaryIO, size: int, max_bytes: int = MAX_HEADER_BYTES) -> dict[str, Any]:
+    """The same of what is read forward from a stream of ``size`` bytes, such as a download's."""
+    reader = _Reader(stream, size, max_bytes)
+    try:
+        return _read(reader, size)
+    except struct.error as error:
+        raise GGUFError(f"the metadata is damaged: {error}") from None
 
 
 def _read(reader: _Reader, size: int) -> dict[str, Any]:
@@ -212,6 +223,21 @@ def _tensor(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
     return name, shape, reader.unpack("I"), reader.unpack("Q")
 
 
+def block(kind: str) -> tuple[int, int]:
+    """Elements and bytes of one block of a type, such as ``"Q4_K"``: 256 and 144."""
+    return _BY_NAME[kind]
+
+
+def tensor_bytes(header: dict[str, Any]) -> int:
+    """Bytes of all tensors; those of a type unknown here are not counted."""
+    total = 0
+    for _, shape, kind, _ in header["tensors"]:
+        if kind in _BLOCKS:
+            _, elements, size = _BLOCKS[kind]
+            total += -(-math.prod(shape) // elements) * size
+    return total
+
+
 def check_complete(header: dict[str, Any]) -> None:
     """Refuse a file that ends before its last tensor does, as an aborted download does.
 
@@ -230,10 +256,7 @@ def check_complete(header: dict[str, Any]) -> None:
         if kind not in _BLOCKS:
             continue
         _, elements, size = _BLOCKS[kind]
-        count = 1
-        for length in shape:
-            count *= length
-        end = max(end, offset + -(-count // elements) * size)
+        end = max(end, offset + -(-math.prod(shape) // elements) * size)
     needed, found = header["gguf.data_offset"] + end, header["gguf.file_bytes"]
     if end and needed > found:
         raise GGUFError(f"truncated: needs {needed} bytes, has {found}")
@@ -287,3 +310,8 @@ def precision(header: dict[str, Any]) -> str | None:
     """How the weights are stored, such as ``"Q4_1"``; ``None`` where it is not said."""
     kind = header.get("general.file_type")
     return _FILE_TYPES.get(kind % _GUESSED) if type(kind) is int else None
+
+
+def type_name(kind: int) -> str | None:
+    """A tensor type's name, such as ``"Q4_K"``, by its number."""
+    return _BLOCKS[kind][0] if kind in _BLOCKS else None

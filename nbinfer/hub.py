@@ -19,7 +19,7 @@ from .checks import shown
 from .errors import ConfigurationError, ModelNotFound
 from .hubclient import Progress
 
-__all__ = ["HubName", "fetch", "parse"]
+__all__ = ["HubName", "choose", "fetch", "listed", "parse"]
 
 # org/name, then @revision, then :QUANTIZATION or :file.gguf, in this order only.
 _NAME = re.compile(
@@ -105,8 +105,8 @@ def fetch(
         Where it may not be read, cannot be reached, or does not fit on the disk.
     """
     say = progress or (lambda _: None)
-    listing = _listing(name, say)
-    form, files = _choose(name, listing, forms, engine, say)
+    listing = listed(name, say)
+    form, files = choose(name, listing, forms, engine, say)
     folder = hubcache.snapshot(name.repo, listing.commit)
     missing = {f: listing.files.get(f, 0) for f in files if not (folder / f).is_file()}
     if missing and listing.offline is not None:
@@ -122,7 +122,8 @@ def fetch(
 # ------------------------------------------------------------------------- the listing
 
 
-def _listing(name: HubName, say: Progress) -> _Listing:
+def listed(name: HubName, say: Progress) -> _Listing:
+    """A repository's files, as the hub has them or, where it cannot be reached, its cache."""
     if hubclient.offline():
         why = "HF_HUB_OFFLINE is set"
     else:
@@ -170,7 +171,7 @@ def _cached(name: HubName, why: str) -> _Listing | None:
 # -------------------------------------------------------------------------- the choice
 
 
-def _choose(
+def choose(
     name: HubName, listing: _Listing, forms: Sequence[str], engine: str | None, say: Progress
 ) -> tuple[str, list[str]]:
     """The form, and the files to have: the weights last, so that with them the model is whole."""

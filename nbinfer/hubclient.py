@@ -21,13 +21,24 @@ from .checks import Address, shown
 from .errors import DownloadError, ModelNotFound, NbinferError
 from .hubcache import cache_folder, storage
 
-__all__ = ["download", "lookup", "offline", "unreachable"]
+__all__ = [
+    "LOOKUP_S",
+    "Failed",
+    "aside",
+    "download",
+    "endpoint",
+    "lookup",
+    "offline",
+    "refusal",
+    "said",
+    "unreachable",
+]
 
 Progress = Callable[[str], None]
 _T = TypeVar("_T")
 
 _POLL_S = 0.5
-_LOOKUP_S = 10.0
+LOOKUP_S = 10.0
 # Beyond the look-up's own limit: a resolver that does not answer knows none.
 _LONGEST_LOOKUP_S = 30.0
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -44,7 +55,7 @@ def offline() -> bool:
     return now or constants.HF_HUB_OFFLINE
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
     from huggingface_hub import constants
 
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
@@ -61,18 +72,18 @@ def lookup(repo: str, revision: str | None, say: Progress) -> tuple[str, dict[st
     from huggingface_hub import HfApi
 
     def ask() -> tuple[str, dict[str, int]]:
-        info = HfApi(endpoint=_endpoint()).model_info(
-            repo, revision=revision, files_metadata=True, timeout=_LOOKUP_S
+        info = HfApi(endpoint=endpoint()).model_info(
+            repo, revision=revision, files_metadata=True, timeout=LOOKUP_S
         )
         return str(info.sha), {s.rfilename: s.size or 0 for s in info.siblings or ()}
 
     try:
-        return _aside(ask, lambda: f"looking {repo} up on the hub", say, _LONGEST_LOOKUP_S)
-    except _Failed as failed:
-        refused = _refusal(repo, revision, failed.error)
+        return aside(ask, lambda: f"looking {repo} up on the hub", say, _LONGEST_LOOKUP_S)
+    except Failed as failed:
+        refused = refusal(repo, revision, failed.error)
         if refused is not None:
             raise refused from None
-        return _said(failed.error)
+        return said(failed.error)
 
 
 class _Bar:
@@ -117,7 +128,7 @@ def download(repo: str, commit: str, files: Mapping[str, int], say: Progress) ->
     """
     from huggingface_hub import hf_hub_download
 
-    cache, endpoint, total = cache_folder(), _endpoint(), sum(files.values())
+    cache, address, total = cache_folder(), endpoint(), sum(files.values())
     place = next((p for p in (cache, *cache.parents) if p.is_dir()), cache)
     with contextlib.suppress(OSError):
         if shutil.disk_usage(place).free < total:
@@ -135,7 +146,7 @@ def download(repo: str, commit: str, files: Mapping[str, int], say: Progress) ->
                 file,
                 revision=commit,
                 cache_dir=cache,
-                endpoint=endpoint,
+                endpoint=address,
                 tqdm_class=Bar,  # type: ignore[arg-type]
             )
 
@@ -147,10 +158,10 @@ def download(repo: str, commit: str, files: Mapping[str, int], say: Progress) ->
 
     try:
         say(line())
-        _aside(get, line, say)
-    except _Failed as failed:
+        aside(get, line, say)
+    except Failed as failed:
         error = failed.error
-        refused = _refusal(repo, commit, error)
+        refused = refusal(repo, commit, error)
         raise refused or _fetch_failed(repo, error, cache, total) from None
     finally:
         Bar.stopped.set()
@@ -161,7 +172,7 @@ def _since(began: float) -> str:
     return f"{time.monotonic() - began:.0f} s"
 
 
-class _Failed(Exception):
+class Failed(Exception):
     """What the other thread's work ended with."""
 
     def __init__(self, error: Exception) -> None:
@@ -169,7 +180,7 @@ class _Failed(Exception):
         self.error = error
 
 
-def _aside(
+def aside(
     work: Callable[[], _T], line: Callable[[], str], say: Progress, longest_s: float | None = None
 ) -> _T:
     """Do blocking work in a thread, and say twice a second how far it is.
@@ -193,21 +204,21 @@ def _aside(
         if not thread.is_alive():
             break
         if longest_s is not None and time.monotonic() - began > longest_s:
-            raise _Failed(TimeoutError(f"no answer in {longest_s:.0f} s"))
+            raise Failed(TimeoutError(f"no answer in {longest_s:.0f} s"))
         say(line())
     if failure:
-        raise _Failed(failure[0])
+        raise Failed(failure[0])
     return result[0]
 
 
 # -------------------------------------------------------------------------- the errors
 
 
-def _refusal(repo: str, revision: str | None, error: Exception) -> NbinferError | None:
+def refusal(repo: str, revision: str | None, error: Exception) -> NbinferError | None:
     """What the hub itself has refused, or ``None`` where it did not answer."""
     from huggingface_hub import errors
 
-    at = Address(_endpoint()).masked
+    at = Address(endpoint()).masked
     if isinstance(error, errors.GatedRepoError):
         return DownloadError(
             f"{repo} is gated: its authors decide who may download it",
@@ -225,7 +236,7 @@ def _refusal(repo: str, revision: str | None, error: Exception) -> NbinferError 
             hint=f"Look for a mistake in its name; for a private one {_LOG_IN}.",
         )
     if isinstance(error, errors.HFValidationError):
-        return ModelNotFound(f"{shown(repo)} cannot be a hub id: {_said(error)}")
+        return ModelNotFound(f"{shown(repo)} cannot be a hub id: {said(error)}")
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
     if status == 401:
         return DownloadError(
@@ -242,7 +253,7 @@ def _refusal(repo: str, revision: str | None, error: Exception) -> NbinferError 
 def unreachable(repo: str, why: str, lacks: str) -> DownloadError:
     """The error for a repository that neither the hub nor its cache can give."""
     return DownloadError(
-        f"{repo} cannot be fetched from {Address(_endpoint()).masked}: {why}; {lacks}",
+        f"{repo} cannot be fetched from {Address(endpoint()).masked}: {why}; {lacks}",
         hint="Give a path instead, set HF_ENDPOINT to a mirror, or copy the model from a machine "
         f"that has it to {storage(repo)}.",
     )
@@ -254,12 +265,12 @@ def _fetch_failed(repo: str, error: Exception, cache: Path, total: int) -> Downl
         return _disk_full(repo, cache, total)
     if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return DownloadError(
-            f"{repo} cannot be stored in {cache}: {_said(error)}",
+            f"{repo} cannot be stored in {cache}: {said(error)}",
             hint="Set HF_HOME to a folder that can be written.",
         )
     cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
     return DownloadError(
-        f"{repo} could not be fetched: {_said(cause)}",
+        f"{repo} could not be fetched: {said(cause)}",
         hint="What came is kept: ask again, and the download goes on from there.",
     )
 
@@ -271,7 +282,7 @@ def _disk_full(repo: str, cache: Path, total: int) -> DownloadError:
     )
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """An error's first line, without passwords and signatures in its addresses."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = re.sub(r"://[^/@\s]+@", "://***@", lines[0] if lines else type(error).__name__)

@@ -17,7 +17,15 @@ from .checks import shown
 from .embedded import EMBEDDED, EmbeddedModel, fetch_embedded
 from .errors import ConfigurationError, ModelNotFound
 
-__all__ = ["EMBEDDED", "EmbeddedModel", "ResolvedModel", "fetch_embedded", "resolve"]
+__all__ = [
+    "EMBEDDED",
+    "EmbeddedModel",
+    "ResolvedModel",
+    "existing",
+    "fetch_embedded",
+    "resolve",
+    "unaliased",
+]
 
 Progress = Callable[[str], None]
 
@@ -109,13 +117,13 @@ def resolve(
     if not isinstance(name, str | os.PathLike):
         raise ConfigurationError(f"a model's name must be a string, got {shown(name)}")
     name = os.fspath(name)
-    target = _unaliased(name, forms, engine)
+    target = unaliased(name, forms, engine)
     if target in EMBEDDED:
         _refuse_revision(target, revision)
         return _embedded(name, target, forms, progress)
     if not target.strip():
         raise ModelNotFound("the model's name is empty", hint=_what_else(target))
-    path = _existing(target)
+    path = existing(target)
     if path is not None:
         _refuse_revision(target, revision)
         return _described(name, weights.find(path, forms, engine), "path", None)
@@ -132,7 +140,8 @@ def resolve(
     return _described(name, weights.find(path, forms, engine), "hub", commit)
 
 
-def _existing(target: str) -> Path | None:
+def existing(target: str) -> Path | None:
+    """The path that a name is, if there is something at it."""
     with contextlib.suppress(RuntimeError, OSError, ValueError):  # no user, no name, no path
         path = Path(target).expanduser().absolute()
         return path if path.exists() else None
@@ -225,7 +234,8 @@ def _float32_bytes(path: Path) -> int:
 # ------------------------------------------------------------------------- aliases
 
 
-def _unaliased(name: str, forms: Sequence[str], engine: str | None) -> str:
+def unaliased(name: str, forms: Sequence[str], engine: str | None) -> str:
+    """What a name stands for among the settings' aliases, or itself."""
     aliases, seen = settings.aliases(), [name]
     while seen[-1] in aliases:
         given = aliases[seen[-1]]

@@ -29,6 +29,7 @@ __all__ = [
     "mismatch",
     "parts",
     "safetensors_dtype",
+    "safetensors_header",
     "weight_files",
 ]
 
@@ -242,6 +243,20 @@ def _quantization(config: Mapping[str, Any]) -> str:
     return f"{method}-{bits}bit" if isinstance(bits, int) else method
 
 
+def safetensors_header(
+    path: str | os.PathLike[str],
+) -> dict[str, tuple[str, tuple[int, ...], int]]:
+    """The tensors of a safetensors file by name: type, shape and bytes; none of a damaged file."""
+    found: dict[str, tuple[str, tuple[int, ...], int]] = {}
+    try:
+        for name, tensor in tensors.read_header(path)[0].items():
+            begin, end = tensor["data_offsets"]
+            found[name] = str(tensor["dtype"]), tuple(map(int, tensor["shape"])), end - begin
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+    return found
+
+
 def safetensors_dtype(path: str | os.PathLike[str]) -> str | None:
     """The type of most of a safetensors file's bytes, such as ``"bfloat16"``.
 
@@ -251,12 +266,8 @@ def safetensors_dtype(path: str | os.PathLike[str]) -> str | None:
         ``None`` where the file is damaged: the library that loads it says how.
     """
     share: collections.Counter[str] = collections.Counter()
-    try:
-        for tensor in tensors.read_header(path)[0].values():
-            begin, end = tensor["data_offsets"]
-            share[str(tensor["dtype"])] += end - begin
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+    for dtype, _, size in safetensors_header(path).values():
+        share[dtype] += size
     if not share:
         return None
     kind = share.most_common(1)[0][0]

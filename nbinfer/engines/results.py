@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .. import frame as frames
 from .. import runstore
 from ..errors import RunInterrupted
+from ..guide import peaks
 from ..measure import machine
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def conclude(
         optional=frames.optional_columns(rows, params),
     )
     runstore.remember(facts)
+    peaks.remember(facts)
     runstore.set_last(result)
     if outcome.interrupted:
         done = sum(row.finish_reason in (*frames.ANSWERED, "error") for row in rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..notebook.guide_arguments import features_options
+from ..notebook.guide_arguments import features_options, memory_options, recommend_options
 
 __all__ = ["add_commands"]
 
@@ -17,6 +17,16 @@ def add_commands(commands: Any) -> None:
     )
     features_options(features)
     features.set_defaults(run=_features)
+    memory = commands.add_parser(
+        "memory", help="how much memory a model takes, and what fits", allow_abbrev=False
+    )
+    memory_options(memory)
+    memory.set_defaults(run=_memory)
+    recommend = commands.add_parser(
+        "recommend", help="which engine to take, and why", allow_abbrev=False
+    )
+    recommend_options(recommend)
+    recommend.set_defaults(run=_recommend)
 
 
 def _features(options: argparse.Namespace) -> int:
@@ -24,6 +34,22 @@ def _features(options: argparse.Namespace) -> int:
 
     _show(run_features(options, progress=True))
     return 0
+
+
+def _memory(options: argparse.Namespace) -> int:
+    from ..notebook.guide_commands import run_memory
+
+    _show(run_memory(options))
+    return 0
+
+
+def _recommend(options: argparse.Namespace) -> int:
+    from ..notebook.guide_commands import run_recommend
+
+    frame = run_recommend(options)
+    print()
+    _show(frame)
+    return 0 if frame.attrs["nbinfer"]["recommended"] else 1
 
 
 def _show(frame: Any) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from .features import ENGINES, FEATURES, STATES, Cell, cells
+from .memory_page import memory_page
 
 __all__ = ["PAGES", "features_page"]
 
@@ -49,7 +50,7 @@ def _code(text: str) -> str:
     return "".join(f"\\{c}" if c in "`*_[]<>#" else c for c in text)
 
 
-PAGES: Mapping[str, Callable[[], str]] = {"features": features_page}
+PAGES: Mapping[str, Callable[[], str]] = {"features": features_page, "memory": memory_page}
 
 
 if __name__ == "__main__":

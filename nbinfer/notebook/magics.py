@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .commands import Commands
     from .guide_commands import GuideCommands
     from .panel import Panel
+    from .recommender import Recommender
 
 __all__ = ["NbinferMagics"]
 
@@ -110,6 +111,20 @@ class NbinferMagics(Magics):  # type: ignore[misc]
     def features(self, line: str) -> pd.DataFrame:
         """See what each engine can do here, and prove it."""
         return self._guide.features(line)
+
+    @line_magic
+    @no_var_expand
+    @clean_errors
+    def memory(self, line: str) -> pd.DataFrame:
+        """See how much memory a model takes, and whether it fits here."""
+        return self._guide.memory(line)
+
+    @line_magic
+    @no_var_expand
+    @clean_errors
+    def recommend(self, line: str) -> pd.DataFrame | Recommender:
+        """Ask which engine to take."""
+        return self._guide.recommend(line)
 
     @no_var_expand
     @line_cell_magic

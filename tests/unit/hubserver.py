@@ -27,6 +27,7 @@ class Hub:
     drop_after: int | None = None  # end the connection after so many bytes of a file
     pause: threading.Event | None = None  # stop in the middle of a file until it is set
     asked: list[str] = field(default_factory=list)
+    ranges: list[tuple[str, int, int]] = field(default_factory=list)  # file, first byte, end
     tokens: set[str] = field(default_factory=set)
     address: str = ""
 
@@ -92,21 +93,21 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:  # noqa: C901
                 return self.refuse(403, "GatedRepo", "Access to it is restricted")
             if content is None:
                 return self.refuse(404, "EntryNotFound", "Entry not found")
-            begin = 0
+            begin, end, whole = 0, len(content), len(content)
             if "Range" in self.headers:
-                begin = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
-            self.send_response(206 if begin else 200)
-            if begin:
-                self.send_header(
-                    "Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}"
-                )
+                first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+                begin, end = int(first), min(int(last or whole) + 1, whole)
+            self.send_response(206 if "Range" in self.headers else 200)
+            if "Range" in self.headers:
+                self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{whole}")
+                hub.ranges.append((file, begin, end))
             self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
             self.send_header("X-Repo-Commit", str(commit))
-            self.send_header("X-Linked-Size", str(len(content)))
-            self.send_header("Content-Length", str(len(content) - begin))
+            self.send_header("X-Linked-Size", str(whole))
+            self.send_header("Content-Length", str(end - begin))
             self.end_headers()
             if self.command == "GET":
-                self.send(content[begin:])
+                self.send(content[begin:end])
             return None
 
         def send(self, content: bytes) -> None:

@@ -235,6 +235,8 @@ def test_every_nbinfer_command_is_one():
         "installed",
         "serve",
         "stop",
+        "memory",
+        "recommend",
         "doctor",
     }
     for _, *words in said:

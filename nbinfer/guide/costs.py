@@ -1,0 +1,88 @@
+"""What an engine takes beside weights and KV cache: activations, and the engine itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..engines import llamacpp, native, vllm
+from ..gpu import CONTEXT_BYTES
+from .kvcache import LLAMACPP_BATCH, VLLM_CPU_STEP, VLLM_STEP
+from .shapes import Shape
+
+__all__ = ["Job", "activations_bytes", "overhead_bytes"]
+
+NATIVE_CHUNK = 512  # tokens of a row in one pass: worker/backends/native.py
+# Copies of a row's scores: float32, what the sampler makes of them, candidates to choose from.
+SCORES = {"native": 6, "vllm": 3, "llamacpp": 5}
+# Processes, libraries and heaps on a CPU: the round figures that the engines' modules budget
+# with, of SmolLM2-135M. On a GPU it is the CUDA context, an allowance.
+OVERHEAD = {
+    "llamacpp": llamacpp.OVERHEAD_BYTES,
+    "native": native.OVERHEAD_BYTES,
+    "vllm": vllm.OVERHEAD_BYTES,
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked of a model: tokens of a request, requests at once, devices."""
+
+    context: int
+    batch: int
+    parallel: int = 1
+    gpu: bool = False
+
+
+def activations_bytes(shape: Shape, engine: str, job: Job, width: int) -> int:
+    """The largest tensors of one forward pass that live at once, in bytes on each device.
+
+    Of a pass over ``t`` tokens a layer's MLP holds gate, up and their product, ``3 t
+    intermediate``, beside the residual and its norm, ``4 t hidden``; its attention holds queries,
+    keys and values and their rotated copies. Activations of a layer are freed before the next
+    (inference keeps no graph: Korthikanti et al. 2022, arXiv:2205.05198, section 4 counts them
+    for training). The scores of each row's last token are float32, in ``SCORES`` copies.
+
+    - ``native``: rows times a chunk of at most 512 tokens. Under the mask of a padded batch
+      Transformers repeats keys and values for each query head
+      (``integrations/sdpa_attention.repeat_kv``), and appending to a layer's cache copies it
+      (``cache_utils.DynamicLayer.update``).
+    - ``vllm``: one step's tokens, whatever the batch (``max_num_batched_tokens``).
+    - ``llamacpp``: one batch of 256 tokens, in float32, and its mask over all cells.
+    """
+    scores = SCORES[engine] * 4 * shape.vocab * job.batch
+    if engine == "native":
+        chunks = -(-job.context // NATIVE_CHUNK)
+        rows = job.batch * -(-job.context // chunks)
+        kept = job.batch * job.context
+        repeated = 2 * kept * shape.heads * shape.head_dim
+        appended = kept * shape.kv_heads * (shape.head_dim + shape.value_dim)
+        attention = repeated + appended + rows * job.context
+        body = max(_mlp(shape, rows), attention) + _projections(shape, rows)
+        return max(body * width // job.parallel, scores)
+    if engine == "vllm":
+        step = VLLM_STEP if job.gpu else VLLM_CPU_STEP
+        rows = min(step, job.context * job.batch)
+        return (_mlp(shape, rows) + _projections(shape, rows)) * width // job.parallel + scores
+    rows = min(LLAMACPP_BATCH, job.context * job.batch)
+    mask = 2 * rows * (job.context * job.batch + LLAMACPP_BATCH)
+    return 4 * (_mlp(shape, rows) + _projections(shape, rows)) + mask + scores
+
+
+def _mlp(shape: Shape, rows: int) -> int:
+    inner = shape.intermediate
+    if shape.experts:
+        chosen = shape.config.get("num_experts_per_tok") or 2
+        inner = chosen * (shape.config.get("moe_intermediate_size") or shape.intermediate)
+    return rows * (3 * inner + 4 * shape.hidden)
+
+
+def _projections(shape: Shape, rows: int) -> int:
+    return rows * 2 * (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+
+
+def overhead_bytes(engine: str, *, gpu: bool) -> int:
+    """What an engine takes for itself: its processes on a CPU, a CUDA context on a GPU.
+
+    Round figures, not fitted ones: ``benchmarks/memory.py`` shows how far off they are.
+    """
+    return CONTEXT_BYTES if gpu else OVERHEAD[engine]
