@@ -51,7 +51,9 @@ if TYPE_CHECKING:
         TemplateError,
         UnsupportedParameter,
     )
+    from .guide.benchmark import benchmark
     from .guide.features import features
+    from .guide.migrate import migrate
     from .messages import Conversation, ImagePart, Message, Role, TextPart
     from .notebook.panel import panel
     from .overview import engines
@@ -97,7 +99,9 @@ _HOMES = {
         "TemplateError",
         "UnsupportedParameter",
     ),
+    "guide.benchmark": ("benchmark",),
     "guide.features": ("features",),
+    "guide.migrate": ("migrate",),
     "messages": ("Conversation", "ImagePart", "Message", "Role", "TextPart"),
     "tool_calls": ("ToolCall",),
     "notebook.panel": ("panel",),
@@ -147,6 +151,7 @@ __all__ = [
     "UnsupportedParameter",
     "VLLMInferenceEngine",
     "__version__",
+    "benchmark",
     "compare",
     "configure",
     "conversations",
@@ -157,6 +162,7 @@ __all__ = [
     "last",
     "load_ipython_extension",
     "manifest",
+    "migrate",
     "panel",
     "plot",
     "read_rows",

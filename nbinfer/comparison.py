@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .engines.base import InferenceEngine
     from .prompts import Prompts
 
-__all__ = ["compare"]
+__all__ = ["compare", "label_of"]
 
 
 def compare(
@@ -92,7 +92,7 @@ def _check(engines: Sequence[InferenceEngine], params: GenerationParams | None) 
             f"a comparison needs two engines or more, got {len(engines)}",
             hint="%%compare -e llamacpp,native",
         )
-    labels = [_label(e) for e in engines]
+    labels = [label_of(e) for e in engines]
     for label in labels:
         if labels.count(label) > 1:
             raise ConfigurationError(f"{label} is there twice: it would be compared with itself")
@@ -100,7 +100,8 @@ def _check(engines: Sequence[InferenceEngine], params: GenerationParams | None) 
         engine._params(params)
 
 
-def _label(engine: InferenceEngine) -> str:
+def label_of(engine: InferenceEngine) -> str:
+    """An engine with its model and how it is loaded: two with one label are the same."""
     options = dict(engine.model_params.model_kwargs)
     extra = " " + " ".join(f"{k}={v}" for k, v in sorted(options.items())) if options else ""
     return f"{engine.name} · {engine.model_params.model_name}{extra}"

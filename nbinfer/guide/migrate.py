@@ -1,0 +1,2 @@
+def migrate(): pass
+def migrate_line(o, c): pass
