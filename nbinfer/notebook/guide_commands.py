@@ -61,7 +61,8 @@ def run_benchmark(
     from ..guide.benchmark import benchmark
     from .choosing import chosen
 
-    names = listed(options.engine) or [None]
+    named = listed(options.engine)
+    names: list[str | None] = list(named) if named else [None]
     slo = dict(text.partition("=")[::2] for text in options.slo)
     return benchmark(
         [chosen(name, options).make() for name in names],
@@ -118,7 +119,7 @@ def _table(name: str, variables: Mapping[str, Any]) -> pd.DataFrame:
 
 def run_migrate(options: argparse.Namespace, cell: str | None = None) -> pd.DataFrame:
     """The table of ``%migrate``; with a cell, the cell rewritten is printed."""
-    from ..guide.migrate import migrate_line
+    from ..guide.cells import migrate_line
 
     return migrate_line(options, cell)
 
