@@ -143,7 +143,7 @@ class Subject:
         run, rows, energy = self._run(asked, pace)
         lags = [
             None if pace.arrivals is None else max(0.0, pace.sent[i] - pace.arrivals[i])
-            for i in range(count)
+            for i in range(len(rows))
         ]
         requests = [metrics.Request.of(row, lag) for row, lag in zip(rows, lags, strict=True)]
         duration = run.done_at - run.sent_at

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,12 @@ class Lengths:
         return f"{self.kind}:{self.first:g},{self.second:g}"
 
 
+def _is_count(value: Any) -> bool:
+    """A whole number above 0; a column with gaps has floats."""
+    known = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return known and value == value and value >= 1 and float(value).is_integer()
+
+
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -190,12 +197,13 @@ class Workload:
             return cls(**lengths)
         listed = normalise(prompts, template=template, raw=raw)
         for number, prompt in enumerate(listed):
-            if (problem := prompt.problem()) is not None:
+            _, problem = prompt.request(raw)
+            if problem is not None:
                 raise ConfigurationError(f"prompt {number}: {problem}")
         limits = None
         if is_frame(prompts) and "max_new_tokens" in prompts.columns:
             limits = prompts["max_new_tokens"].tolist()
-            bad = [v for v in limits if v != v or int(v) != v or v < 1]
+            bad = [v for v in limits if not _is_count(v)]
             if bad:
                 raise ConfigurationError(
                     f"the column 'max_new_tokens' has {shown(bad[0])}: it takes whole numbers of "

@@ -68,6 +68,14 @@ def compare_parser() -> Parser:
     )
     model_options(parser)
     _prompt_options(parser)
+    parser.add_argument(
+        "--wide", action="store_true", help="a row for each prompt, the engines beside each other"
+    )
+    parser.add_argument(
+        "--no-logprobs",
+        action="store_true",
+        help="do not ask for log-probabilities: logprob_gap stays unknown",
+    )
     return parser
 
 

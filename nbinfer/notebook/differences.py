@@ -40,16 +40,18 @@ def marked_rows(
     names: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str]
 ) -> list[str]:
     """Table rows of a comparison, long or wide."""
-    wide = [place for place, name in enumerate(names) if name.startswith("output_")]
+    wide = [place for place, name in enumerate(names) if name.endswith("_output")]
     output = names.index("output") if "output" in names else None
-    drawn, reference = [], ""
+    prompt = names.index("id") if "id" in names else 0
+    drawn: list[str] = []
+    reference: tuple[str, str] | None = None  # a prompt's id, and the first engine's answer to it
     for row in rows:
         cells = [html.escape(text) for text in row]
         if output is not None and "first_difference" in names:
             if row[names.index("first_difference")] == UNKNOWN:
-                reference = row[output]
-            else:
-                cells[output] = marked(reference, row[output])
+                reference = (row[prompt], row[output])
+            elif reference is not None and reference[0] == row[prompt]:
+                cells[output] = marked(reference[1], row[output])
         elif wide:
             for place in wide[1:]:
                 if UNKNOWN not in (row[wide[0]], row[place]):
