@@ -10,7 +10,8 @@ from typing import Any
 from ..engines import registry
 from ..errors import ConfigurationError
 from . import oumi
-from .rewrite import FIELDS, Finding
+from .rewrite_calls import FIELDS
+from .source import Finding
 
 __all__ = ["to_python"]
 
