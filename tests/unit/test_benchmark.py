@@ -12,12 +12,21 @@ import pandas as pd
 import pytest
 
 import nbinfer
-from nbinfer import ConfigurationError, GenerationParams, RunInterrupted, UnsupportedParameter
+from nbinfer import (
+    ConfigurationError,
+    GenerationParams,
+    ModelParams,
+    RemoteParams,
+    RemoteVLLMInferenceEngine,
+    RunInterrupted,
+    UnsupportedParameter,
+)
 from nbinfer.guide import benchmark as benchmarks
 from nbinfer.guide import results
 from nbinfer.notebook.display import frame_html, frame_text
 from nbinfer.pacing import Pace
 
+from .apiserver import Server, stream
 from .conftest import echo, interrupt_when
 
 # 0.25 s for a prompt, 0.01 s for each token, on a clock that moves by these alone.
@@ -364,3 +373,50 @@ def test_the_command(clean, tmp_path, capsys):
     assert cli.main([*words, "--data", str(data)]) == 0
     assert cli.main([*words, "--data", str(tmp_path / "none.csv")]) == 1
     assert "neither a DataFrame" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------- servers
+
+
+def server_engine(server, **remote):
+    params = RemoteParams(api_url=server.url, **remote)
+    return RemoteVLLMInferenceEngine(ModelParams("m"), remote_params=params)
+
+
+def test_a_server_is_asked_by_as_many_as_the_load_says(clean):
+    with Server(lambda call: stream(call, "a b c d e", 0.01), owner="vllm") as server:
+        options = {**SMALL, "requests": 48, "repeats": 1, "warmup": 0, "prompts": ["x"]}
+        frame = nbinfer.benchmark(server_engine(server), concurrency=24, **options)
+        assert server.most_at_once == 24  # its own adaptive pace begins with fewer
+        (row,) = frame.to_dict("records")
+        assert row["failed"] == 0
+        rows = frame.infer.requests()
+        assert {len(gaps) for gaps in rows["itl_s"]} == {4}
+        assert 0.009 < row["itl_s_p50"] < 0.2
+        assert row["cached_share"] == pytest.approx(2 / 5)
+        assert pd.isna(row["load_s"])
+        assert pd.isna(row["energy_j"])
+        assert pd.isna(row["bandwidth_share"])
+        assert all(call.body["ignore_eos"] is True for call in server.calls)
+        assert all(call.body["max_tokens"] == 5 for call in server.calls)
+        nbinfer.shutdown()
+
+
+def test_a_server_that_tells_no_counts_is_asked_in_words(clean):
+    with Server(owner="vllm") as server:  # it says 5 whatever the prompt is
+        frame = nbinfer.benchmark(server_engine(server), **SMALL)
+        assert any("lengths are in words" in note for note in frame.attrs["nbinfer"]["notes"])
+        assert {len(call.text.split()) for call in server.calls[3:]} == {12}
+        nbinfer.shutdown()
+
+
+def test_what_cannot_be_measured_is_an_error_and_no_number(clean, tmp_path):
+    with pytest.raises(nbinfer.ModelNotFound):
+        nbinfer.benchmark(nbinfer.LlamaCppInferenceEngine(str(tmp_path / "none.gguf")), **SMALL)
+    gone = RemoteParams(api_url="http://127.0.0.1:9")
+    engine = RemoteVLLMInferenceEngine(ModelParams("m"), remote_params=gone)
+    frame = nbinfer.benchmark([engine, echo()], **SMALL)
+    assert "127.0.0.1:9" in frame["error"][0]
+    numbers = frame.iloc[0][[n for n, kind in results.COLUMNS.items() if kind == "Float64"]]
+    assert numbers.drop("rate").isna().all()
+    nbinfer.shutdown()
