@@ -16,7 +16,7 @@ from ..config import GenerationParams
 from ..engines.base import InferenceEngine
 from ..errors import ConfigurationError, NbinferError, RunInterrupted
 from ..measure import machine
-from . import metrics, results
+from . import exports, metrics, results
 from .loadpoint import Load, Point, Subject
 from .workload import Lengths, Workload
 
@@ -116,7 +116,7 @@ def benchmark(
         If no engine could be measured. One of several that fails has its reason in ``error``.
     """
     targets = _targets(save)
-    earlier = results.load(against) if against is not None else None
+    earlier = exports.load(against) if against is not None else None
     params = _generation(generation_params)
     chosen = _engines(engines, params)
     workload = Workload.of(
@@ -151,11 +151,17 @@ def benchmark(
         done = sum(len(p.metrics) for p in found.points)
         raise RunInterrupted(
             f"{stopped.message}; what was measured is kept ({done} runs)",
-            results.finish(found, targets) if done else None,
+            _finished(found, targets) if done else None,
         ) from None
     if failures and not any(point.metrics for point in found.points):
         raise failures[0]
-    return results.finish(found, targets)
+    return _finished(found, targets)
+
+
+def _finished(found: results.Benchmark, targets: Sequence[Path]) -> pd.DataFrame:
+    frame = results.finish(found)
+    exports.write(found, frame, targets)
+    return frame
 
 
 def _measure(
@@ -253,10 +259,10 @@ def _targets(save: Any) -> list[Path]:
     listed = [save] if isinstance(save, str | os.PathLike) else list(save)
     paths = [Path(path).expanduser() for path in listed]
     for path in paths:
-        if path.suffix not in results.WRITERS:
+        if path.suffix not in exports.WRITERS:
             raise ConfigurationError(
                 f"save={str(path)!r} has an ending that says nothing",
-                hint=f"there are: {', '.join(results.WRITERS)}",
+                hint=f"there are: {', '.join(exports.WRITERS)}",
             )
         if not path.parent.is_dir():
             raise ConfigurationError(f"save={str(path)!r}: there is no folder {str(path.parent)!r}")

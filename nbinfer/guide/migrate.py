@@ -11,7 +11,8 @@ from .. import selection
 from ..config import GenerationParams, ModelParams, RemoteParams
 from ..engines import registry
 from ..errors import ConfigurationError
-from .correspondence import Change, change
+from .correspondence import change
+from .rules import Change
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import os
 import statistics
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checks import shown
-from ..errors import ConfigurationError, OutputError
+from ..errors import ConfigurationError
 from ..frame import jsonable
 from . import metrics
 from .loadpoint import Point
@@ -21,7 +17,7 @@ from .loadpoint import Point
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COLUMNS", "WRITERS", "Benchmark", "finish", "load", "of_frame", "requests"]
+__all__ = ["COLUMNS", "FORMAT", "Benchmark", "finish", "of_frame", "requests"]
 
 FORMAT = "nbinfer benchmark 1"
 # Metrics with an interval of their own among the columns; --against compares the same.
@@ -105,20 +101,12 @@ class Benchmark:
 _kept: OrderedDict[str, Benchmark] = OrderedDict()
 
 
-def finish(found: Benchmark, targets: Sequence[Path]) -> pd.DataFrame:
-    """The frame of a benchmark, which is kept for ``requests`` and ``plot``, and its files."""
+def finish(found: Benchmark) -> pd.DataFrame:
+    """The frame of a benchmark, which is kept for ``requests`` and ``plot``."""
     _kept[found.id] = found
     while len(_kept) > KEPT:
         _kept.popitem(last=False)
-    frame = to_frame(found)
-    for path in targets:
-        try:
-            WRITERS[path.suffix](found, frame, path)
-        except OSError as error:
-            failed = OutputError(f"{str(path)!r} cannot be written: {error.strerror}")
-            failed.frame = frame
-            raise failed from None
-    return frame
+    return to_frame(found)
 
 
 def to_frame(found: Benchmark) -> pd.DataFrame:
@@ -217,35 +205,6 @@ def _caption(found: Benchmark) -> str:
     return " · ".join([*parts, str(found.machine["cpu"])])
 
 
-# ----------------------------------------------------------------------------- files
-
-
-def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """An earlier benchmark's file.
-
-    Raises
-    ------
-    ConfigurationError
-        For a file that is not there, or is none of a benchmark.
-    """
-    try:
-        value = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(
-            f"against={str(path)!r} cannot be read: {error.strerror}"
-        ) from None
-    except ValueError:
-        value = None
-    known = isinstance(value, dict) and value.get("format") == FORMAT
-    if not known or not isinstance(value.get("points"), list):
-        raise ConfigurationError(
-            f"against={str(path)!r} is no benchmark of nbinfer",
-            hint="nbinfer.benchmark(..., save='old.json') writes one",
-        )
-    plain: dict[str, Any] = value
-    return plain
-
-
 def of_frame(frame: Any) -> Benchmark:
     """The benchmark that a frame came from.
 
@@ -304,42 +263,3 @@ def requests(frame: Any) -> pd.DataFrame:
     )
     table.attrs["nbinfer"] = {"caption": f"{len(rows)} requests", "hidden": ["itl_s"]}
     return table
-
-
-def _to_json(found: Benchmark, _: Any, path: Path) -> None:
-    text = json.dumps(found.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def _to_csv(_: Benchmark, frame: Any, path: Path) -> None:
-    requests(frame).drop(columns="itl_s").to_csv(path, index=False, quoting=csv.QUOTE_MINIMAL)
-
-
-def _to_parquet(_: Benchmark, frame: Any, path: Path) -> None:
-    requests(frame).to_parquet(path, index=False)
-
-
-def _report(kind: str) -> Callable[[Benchmark, Any, Path], None]:
-    def write(found: Benchmark, frame: Any, path: Path) -> None:
-        from . import report
-
-        path.write_text(getattr(report, kind)(found, frame), encoding="utf-8")
-
-    return write
-
-
-def _to_picture(_: Benchmark, frame: Any, path: Path) -> None:
-    from .report import draw
-
-    draw(frame).savefig(path)
-
-
-WRITERS: Mapping[str, Callable[[Benchmark, Any, Path], None]] = {
-    ".json": _to_json,
-    ".html": _report("html_report"),
-    ".md": _report("markdown_report"),
-    ".png": _to_picture,
-    ".svg": _to_picture,
-    ".csv": _to_csv,
-    ".parquet": _to_parquet,
-}

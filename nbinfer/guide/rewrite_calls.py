@@ -9,8 +9,9 @@ from typing import Any
 from ..config import GenerationParams, ModelParams, RemoteParams
 from ..engines import registry
 from . import oumi
-from .correspondence import LOST, Change, change
+from .correspondence import change
 from .migrate import URL
+from .rules import LOST, Change
 from .source import Names, Source
 
 __all__ = ["FIELDS", "rewrite_call"]

@@ -46,9 +46,10 @@ def test_a_benchmark(engine):
         assert rows["output_tokens"].tolist() == [8] * 4
     assert (rows["ttft_s"] > 0).all()
     assert (rows["latency_s"] >= rows["ttft_s"]).all()
+    assert rows["itl_s"].str.len().max() >= 1
     # The gaps between tokens are all of the time after the first.
     for gaps, first, last in zip(rows["itl_s"], rows["ttft_s"], rows["latency_s"], strict=True):
-        assert 1 <= len(gaps) <= 7
+        assert len(gaps) <= 7
         assert sum(gaps) == pytest.approx(last - first, abs=0.1)
     assert row["good_share"] == 1.0
     assert row["output_tokens_per_s"] > 0

@@ -420,3 +420,11 @@ def test_what_cannot_be_measured_is_an_error_and_no_number(clean, tmp_path):
     numbers = frame.iloc[0][[n for n, kind in results.COLUMNS.items() if kind == "Float64"]]
     assert numbers.drop("rate").isna().all()
     nbinfer.shutdown()
+
+
+def test_a_file_that_cannot_be_written_loses_nothing(clean, tmp_path):
+    path = tmp_path / "b.json"
+    path.mkdir()  # no file can be there
+    with pytest.raises(nbinfer.OutputError, match="cannot be written") as caught:
+        nbinfer.benchmark(echo(), save=path, **SMALL)
+    assert caught.value.frame["requests"].tolist() == [12]

@@ -123,6 +123,20 @@ def test_options_of_the_libraries(source, target, given, status, becomes):
         assert len(str(found["why"])) > 10
 
 
+def test_adapters_and_guessing_ahead():
+    def outcome(source, target, **model):
+        frame = nbinfer.migrate(source, target, ModelParams("smollm2-135m", **model))
+        return frame["status"].tolist()[1:]
+
+    assert outcome("llamacpp", "vllm", adapter_model="a.gguf") == ["lost"]
+    assert outcome("llamacpp", "remote-vllm", adapters={"x": "a.gguf"}) == ["lost"]
+    assert outcome("vllm", "remote-vllm", adapters={"x": "/folder"}) == ["kept"]
+    guessing = {"assistant_model": "x", "num_assistant_tokens": 3}
+    assert outcome("native", "vllm", model_kwargs=guessing) == ["approximated"] * 2
+    config = {"speculative_config": {"model": "x", "num_speculative_tokens": 3}}
+    assert outcome("vllm", "native", model_kwargs=config) == ["renamed"]
+
+
 def test_what_a_server_is_started_with_is_said():
     frame = nbinfer.migrate("vllm", "remote-vllm", ModelParams("a/b", model_max_length=4096))
     assert "--max-model-len 4096" in row(frame, "model_max_length")["why"]
