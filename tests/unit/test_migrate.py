@@ -16,6 +16,7 @@ from nbinfer.engines import registry
 from nbinfer.guide.cells import rewritten_cell, rewritten_magic
 from nbinfer.guide.migrate import migrated
 from nbinfer.guide.rewrite import rewrite
+from nbinfer.notebook.completion import candidates
 
 MODELS = {
     "native": {
@@ -371,6 +372,12 @@ def test_the_magic(shell):
     }.items():
         with pytest.raises(ConfigurationError, match=problem):
             shell.cell(f"%migrate {line}")
+
+
+def test_completion_of_the_two_engines():
+    assert "native" in candidates("%migrate na", {})
+    assert candidates("%migrate native v", {}) == ["vllm"]
+    assert candidates("%migrate native vllm ", {}) == []
 
 
 def test_every_code_block_of_the_guide():
