@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import uv
@@ -81,9 +82,10 @@ def bench_packages(python: str) -> str:
     return folder
 
 
-def with_vllm_bench(
+def vllm_bench(
     python: str, tokenizer: str, url: str, prompts: list[str], at_once: int, tokens: int
-) -> float:
+) -> dict[str, Any]:
+    """What ``vllm bench serve`` writes of one run."""
     with tempfile.TemporaryDirectory() as folder:
         data, result = Path(folder, "prompts.jsonl"), Path(folder, "result.json")
         data.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in prompts))
@@ -107,6 +109,8 @@ def with_vllm_bench(
             "num-prompts": str(len(prompts)),
             "max-concurrency": str(at_once),
             "temperature": "0",
+            "percentile-metrics": "ttft,tpot,itl,e2el",
+            "metric-percentiles": "50,90,99",
             "result-filename": str(result),
         }
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
@@ -120,10 +124,14 @@ def with_vllm_bench(
         )
         if done.returncode:
             raise SystemExit(done.stdout[-2000:] + done.stderr[-4000:])
-        found = json.loads(result.read_text())
+        found: dict[str, Any] = json.loads(result.read_text())
         assert found["completed"] == len(prompts), found
         assert found["total_output_tokens"] == tokens * len(prompts), found
-        return float(found["output_throughput"])
+        return found
+
+
+def with_vllm_bench(*load: Any) -> float:
+    return float(vllm_bench(*load)["output_throughput"])
 
 
 # ------------------------------------------------------------------------- the proxy

@@ -51,8 +51,10 @@ if TYPE_CHECKING:
         TemplateError,
         UnsupportedParameter,
     )
+    from .guide.benchmark import benchmark
     from .guide.features import features
     from .guide.memory import memory
+    from .guide.migrate import migrate
     from .guide.recommend import recommend
     from .messages import Conversation, ImagePart, Message, Role, TextPart
     from .notebook.panel import panel
@@ -99,9 +101,11 @@ _HOMES = {
         "TemplateError",
         "UnsupportedParameter",
     ),
+    "guide.benchmark": ("benchmark",),
     "guide.features": ("features",),
     "guide.memory": ("memory",),
     "guide.recommend": ("recommend",),
+    "guide.migrate": ("migrate",),
     "messages": ("Conversation", "ImagePart", "Message", "Role", "TextPart"),
     "tool_calls": ("ToolCall",),
     "notebook.panel": ("panel",),
@@ -151,6 +155,7 @@ __all__ = [
     "UnsupportedParameter",
     "VLLMInferenceEngine",
     "__version__",
+    "benchmark",
     "compare",
     "configure",
     "conversations",
@@ -162,6 +167,7 @@ __all__ = [
     "load_ipython_extension",
     "manifest",
     "memory",
+    "migrate",
     "panel",
     "plot",
     "read_rows",

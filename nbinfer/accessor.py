@@ -230,8 +230,18 @@ class InferAccessor:
         return manifest(self._df)
 
     def plot(self) -> Figure:
-        """See ``nbinfer.plot``."""
+        """See ``nbinfer.plot``; of a benchmark, throughput against latency."""
+        if "benchmark" in (self._df.attrs.get("nbinfer") or {}):
+            from .guide.report import draw
+
+            return draw(self._df)
         return plot(self._df)
+
+    def requests(self) -> pd.DataFrame:
+        """A row for each request of a benchmark: see ``nbinfer.guide.results.requests``."""
+        from .guide.results import requests
+
+        return requests(self._df)
 
 
 class _WhenPandasArrives(importlib.abc.MetaPathFinder):

@@ -74,6 +74,8 @@ class Row:
         ``"stop"``, ``"length"``, ``"tool_calls"``, ``"cancelled"`` or ``"error"``.
     queue_s, ttft_s, tpot_s, latency_s : float or None
         Seconds; see ``nbinfer.worker.scheduler`` for what each is.
+    itl_s : list of float or None
+        Seconds between tokens, of rows that a benchmark times.
     error : str or None
         Why there is no answer; never an answer's text.
     """
@@ -91,6 +93,7 @@ class Row:
     ttft_s: float | None = None
     tpot_s: float | None = None
     latency_s: float | None = None
+    itl_s: list[float] | None = None
     error: str | None = None
     messages: list[Any] | None = None
     logprobs: list[Any] | None = None

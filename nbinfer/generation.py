@@ -175,6 +175,9 @@ class GenerationParams(Params):
         A name out of ``ModelParams.adapters``.
     prompt_logprobs : int, optional
         Alternatives per token of the prompt whose log-probability is kept, 0 to 20.
+    ignore_eos : bool, default False
+        Go on past the model's own end until ``max_new_tokens``: answers of one length, for
+        benchmarks.
     priority : int, default 0
         Requests with a lower one are served first, where the server was started for it.
     tools : list of (dict or callable), optional
@@ -224,6 +227,7 @@ class GenerationParams(Params):
     prompt_logprobs: int | None = checked(
         None, optional(Check("a whole number from 0 to 20", _logprobs))
     )
+    ignore_eos: bool = checked(False, boolean())
     priority: int = checked(0, integer())
     tools: Sequence[Any] | None = checked(
         None, optional(Check("a list of function schemas or Python functions", checked_tools))

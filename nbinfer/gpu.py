@@ -19,7 +19,15 @@ from typing import Any
 from . import settings
 from .notices import notify
 
-__all__ = ["Device", "devices", "fraction_left", "process_tree_device_bytes", "share", "visible"]
+__all__ = [
+    "Device",
+    "devices",
+    "energy_mj",
+    "fraction_left",
+    "process_tree_device_bytes",
+    "share",
+    "visible",
+]
 
 # The number that Linux gives to the first namespace of process ids: no container.
 _FIRST_NAMESPACE = "pid:[4026531836]"
@@ -102,6 +110,16 @@ def process_tree_device_bytes(pids: Iterable[int], index: int | None = None) -> 
             total += held
     # In a container the driver may name processes by the machine's numbers: none is then found.
     return total if asked and (told or _in_first_namespace()) else _unknown()
+
+
+def energy_mj() -> list[tuple[int, int]]:
+    """What each GPU that tells it has used since its driver was loaded: index and millijoules."""
+    library = _nvml()
+    found = []
+    for index, handle in _handles(library):
+        with contextlib.suppress(library.NVMLError):
+            found.append((index, int(library.nvmlDeviceGetTotalEnergyConsumption(handle))))
+    return found
 
 
 def fraction_left(total: int, free: int, budget: int, held: int) -> float:

@@ -18,6 +18,7 @@ from . import settings
 from .errors import NbinferError
 from .frame import Row
 from .lease import Ticket, lease_for
+from .pacing import Pace
 from .records import Delta, Finished, Outcome, Progress, Record, RowRequest, Stage
 
 __all__ = ["AHEAD", "Event", "Run", "new_run_id"]
@@ -66,6 +67,7 @@ class Run(abc.ABC):
         self.run_id = run_id
         self.outcome = outcome
         self.sent_at = self.done_at = 0.0
+        self.pace: Pace | None = None
         self._stream = stream
         self._wait = wait
         self._ahead = ahead
@@ -181,26 +183,43 @@ class Run(abc.ABC):
                 self._cancel()
 
     def _send_ahead(self) -> None:
-        if len(self._pending) > self._ahead // 2 or self._next >= len(self.requests):
+        if self.pace is None and len(self._pending) > self._ahead // 2:
             return
         rows = []
-        while self._next < len(self.requests) and len(self._pending) < self._ahead:
+        while self._next < len(self.requests) and self._may_send():
             number = self._next
             self._next += 1
             if self._settled[number]:
                 continue
             request = self.requests[number]
             self._pending[number] = []
-            rows.append(
-                {"row": number, "params": request.params, "stream": self._stream, **request.body}
-            )
+            row = {"row": number, "params": request.params, "stream": self._stream}
+            rows.append({**row, **request.body} if self.pace is None else self._timed(row, request))
         if rows:
             self._send(rows)
 
+    def _may_send(self) -> bool:
+        if self.pace is None:
+            return len(self._pending) < self._ahead
+        elapsed = time.monotonic() - self.sent_at
+        return self.pace.wait_s(self._next, len(self._pending), elapsed) <= 0
+
+    def _timed(self, row: dict[str, Any], request: RowRequest) -> Event:
+        assert self.pace is not None
+        self.pace.sent[row["row"]] = time.monotonic() - self.sent_at
+        return {**row, "timed": True, **request.body}
+
     def _patience(self) -> float:
         if self._stop_at is None:
-            return HEARTBEAT_S
+            return min(HEARTBEAT_S, self._until_due())
         return max(0.0, min(HEARTBEAT_S, self._stop_at - time.monotonic()))
+
+    def _until_due(self) -> float:
+        """Seconds until the pace lets the next row go; a row that ends is a message of its own."""
+        if self.pace is None or self._next >= len(self.requests):
+            return HEARTBEAT_S
+        elapsed = time.monotonic() - self.sent_at
+        return max(0.0, self.pace.wait_s(self._next, len(self._pending), elapsed))
 
     def _progress(self) -> Progress:
         done, total = self._prefill
@@ -261,6 +280,7 @@ _FROM_EVENT = (
     "ttft_s",
     "tpot_s",
     "latency_s",
+    "itl_s",
     "error",
     "logprobs",
     "prompt_logprobs",

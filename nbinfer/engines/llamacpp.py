@@ -103,6 +103,7 @@ class LlamaCppInferenceEngine(AdapterEngine):
         # The high-level Llama takes one request at a time, and reads no calls out of an answer.
         return replace(
             able,
+            generation=able.generation - {"ignore_eos"},
             model=able.model - {"chat_template_kwargs"},
             tool_choice=able.tool_choice - {"auto"},
             features=able.features - {"continuous_batching"},

@@ -24,7 +24,7 @@ TOOLS = frozenset({"tools", "tool_choice"})
 FULL = frozenset(
     {
         *(*COMMON, *SAMPLING, *PENALTIES, *STOPS, *TOOLS),
-        *("logprobs", "skip_special_tokens", "guided_decoding"),
+        *("logprobs", "skip_special_tokens", "guided_decoding", "ignore_eos"),
     }
 )
 GUIDED = frozenset({"json", "regex", "choice", "grammar"})
@@ -93,7 +93,7 @@ _SPECS = {
                 | SAMPLING
                 | PENALTIES
                 | TOOLS
-                | {"stop_strings", "logprobs", "guided_decoding", "adapter"},
+                | {"stop_strings", "logprobs", "guided_decoding", "adapter", "ignore_eos"},
                 model=frozenset(
                     {
                         "adapter_model",
@@ -260,7 +260,7 @@ _SPECS = {
                 | SAMPLING
                 | PENALTIES
                 | TOOLS
-                | {"stop_strings", "logprobs", "guided_decoding"},
+                | {"stop_strings", "logprobs", "guided_decoding", "ignore_eos"},
                 guided_decoding=frozenset({"json"}),
                 tool_choice=CALLS,
                 features=SERVER | {"vision"},
@@ -272,7 +272,7 @@ _SPECS = {
             "answers with the prompt: for tests and for learning the magics",
             hidden=True,
             capabilities=Capabilities(
-                generation=COMMON | TOOLS,
+                generation=COMMON | TOOLS | {"ignore_eos"},
                 tool_choice=CALLS - {"auto"},
                 features=frozenset({"streaming", "cpu", "exec", "reasoning"}),
             ),

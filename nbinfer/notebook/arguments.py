@@ -8,7 +8,15 @@ from collections.abc import Callable
 from . import guide_arguments
 from .parser import Parser
 
-__all__ = ["ACTIONS", "CELLS", "LINES", "PARSERS", "install_options", "serve_options"]
+__all__ = [
+    "ACTIONS",
+    "CELLS",
+    "LINES",
+    "PARSERS",
+    "install_options",
+    "model_options",
+    "serve_options",
+]
 
 # What %engine does; completion offers the same.
 ACTIONS = (
@@ -34,7 +42,7 @@ def infer_parser() -> Parser:
         metavar="NAME",
         help="engine (default: the one last chosen by %%engine use)",
     )
-    _model_options(parser)
+    model_options(parser)
     _prompt_options(parser)
     add(
         "--resume",
@@ -58,8 +66,16 @@ def compare_parser() -> Parser:
     parser.add_argument(
         "-e", "--engine", metavar="A,B,...", required=True, help="two engines or more, by comma"
     )
-    _model_options(parser)
+    model_options(parser)
     _prompt_options(parser)
+    parser.add_argument(
+        "--wide", action="store_true", help="a row for each prompt, the engines beside each other"
+    )
+    parser.add_argument(
+        "--no-logprobs",
+        action="store_true",
+        help="do not ask for log-probabilities: logprob_gap stays unknown",
+    )
     return parser
 
 
@@ -76,11 +92,11 @@ def exec_parser() -> Parser:
     parser.add_argument(
         "name", nargs="?", metavar="NAME", help="engine (default: the one last chosen)"
     )
-    _model_options(parser)
+    model_options(parser)
     return parser
 
 
-def _model_options(parser: Parser) -> None:
+def model_options(parser: argparse.ArgumentParser) -> None:
     """Which model, and how it is loaded: the same for every magic."""
     parser.add_argument(
         "-m",
@@ -182,7 +198,7 @@ def engine_parser() -> Parser:
     add = parser.add_argument
     add("action", nargs="?", choices=ACTIONS)
     add("name", nargs="?", metavar="NAME", help="engine (default: the one last chosen)")
-    _model_options(parser)
+    model_options(parser)
     add("--lines", metavar="N", type=int, default=20, help="of the log (default 20)")
     serve_options(parser)
     install_options(parser)
@@ -239,5 +255,5 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "panel": panel_parser,
     **guide_arguments.PARSERS,
 }
-LINES = frozenset({"engine", "panel", *guide_arguments.PARSERS})
+LINES = frozenset({"engine", "panel", *guide_arguments.PARSERS} - {"migrate"})
 CELLS = frozenset({"compare", "engine_exec"})

@@ -109,7 +109,9 @@ class Commands:
         names = [name.strip() for name in options.engine.split(",") if name.strip()]
         engines = [self._engine(name, options) for name in names]
         prompts, extra = self._asked(options, body)
-        return compare(engines, prompts, self._generation(options), **extra)
+        if options.no_logprobs:
+            extra["alternatives"] = None
+        return compare(engines, prompts, self._generation(options), wide=options.wide, **extra)
 
     def _engine(self, name: str | None, options: argparse.Namespace) -> InferenceEngine:
         """The engine that a magic's options name."""

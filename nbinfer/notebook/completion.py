@@ -59,6 +59,11 @@ def candidates(text: str, namespace: dict[str, Any]) -> list[str] | None:
         from ..engines import registry
 
         found = list(registry.supporting("exec", of="features")) if not words else []
+    elif command == "migrate":
+        from ..engines import registry
+
+        plain = [w for w in words if not w.startswith("-")]
+        found = [n for n in registry.names() if n not in plain] if len(plain) < 2 else []
     else:
         return None
     return [c for c in found if c.startswith(word)]

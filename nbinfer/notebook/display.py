@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..frame import COLUMNS
+from .differences import marked_rows
 from .text import UNKNOWN, fit, format_bytes, format_seconds, terminal_width, unknown, visible
 
 if TYPE_CHECKING:
@@ -221,8 +222,8 @@ def frame_html(df: pd.DataFrame, *, max_rows: int = 20, max_chars: int = 300) ->
         return f"<tr>{''.join(drawn)}</tr>"
 
     rows = [line("td", row) for row in view.rows]
-    if "first_difference" in view.names and "output" in view.names:
-        rows = _mark_differences(view, styles)
+    if "comparison" in (df.attrs.get("nbinfer") or {}):
+        rows = marked_rows(view.names, view.rows, styles)
     if view.left_out:
         gap = f'<td colspan="{len(styles)}" style="{cell};opacity:.7">{_gap(view)}</td>'
         rows.insert(view.head_rows, f"<tr>{gap}</tr>")
@@ -235,23 +236,6 @@ def frame_html(df: pd.DataFrame, *, max_rows: int = 20, max_chars: int = 300) ->
         f"{line('th', view.names)}</thead>"
         f"<tbody>{''.join(rows)}</tbody></table>{note}</div>"
     )
-
-
-def _mark_differences(view: View, styles: list[str]) -> list[str]:
-    """Rows of a comparison, with what differs from the first engine's answer underlined."""
-    output, place = view.names.index("output"), view.names.index("first_difference")
-    rows = []
-    for row in view.rows:
-        cells = [html.escape(text) for text in row]
-        if row[place] != UNKNOWN:
-            # Only as far as the texts are equal are their characters shown one for one.
-            at = len(visible(row[output][: int(row[place])]))
-            same, other = row[output][:at], row[output][at:]
-            mark = "text-decoration:underline;text-decoration-style:dotted;font-weight:600"
-            cells[output] = f'{html.escape(same)}<span style="{mark}">{html.escape(other)}</span>'
-        drawn = (f'<td style="{s}">{c}</td>' for s, c in zip(styles, cells, strict=True))
-        rows.append(f"<tr>{''.join(drawn)}</tr>")
-    return rows
 
 
 def frame_text(

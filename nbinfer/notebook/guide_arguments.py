@@ -7,7 +7,14 @@ from collections.abc import Callable
 
 from .parser import Parser
 
-__all__ = ["PARSERS", "features_options", "memory_options", "recommend_options"]
+__all__ = [
+    "PARSERS",
+    "benchmark_options",
+    "features_options",
+    "memory_options",
+    "migrate_options",
+    "recommend_options",
+]
 
 
 def features_parser() -> Parser:
@@ -91,8 +98,95 @@ def recommend_options(parser: argparse.ArgumentParser) -> None:
     _job_options(parser)
 
 
+def benchmark_parser() -> Parser:
+    """The options of ``%benchmark``."""
+    parser = Parser(
+        prog="%benchmark",
+        description=(
+            "How fast engines answer under load, one engine after another: a row for each engine\n"
+            "and load, with TTFT, TPOT, latency, throughput, memory, and intervals over repeats."
+        ),
+        epilog=(
+            "Example: %benchmark -e llamacpp,native --concurrency 1,4,8 --save bench.json\n"
+            "Lengths: 128, uniform:64,256 (from, to), normal:128,32 or lognormal:128,64 (mean, sd)."
+        ),
+    )
+    benchmark_options(parser)
+    return parser
+
+
+def benchmark_options(parser: argparse.ArgumentParser) -> None:
+    """What ``%benchmark`` and ``nbinfer benchmark`` take."""
+    from .arguments import model_options
+
+    add = parser.add_argument
+    add("-e", "--engine", metavar="A,B,...", help="engines (default: the one last chosen)")
+    model_options(parser)
+    add("--data", metavar="NAME|FILE", help="prompts: a DataFrame, or a .csv, .jsonl or .parquet")
+    add("--template", metavar="TEXT", help="with --data: {{column}} is filled per row")
+    add("--prompt-tokens", metavar="N", default="128", help="length of prompts (128)")
+    add("--output-tokens", metavar="N", default="64", help="length of answers (64)")
+    add("--requests", metavar="N", type=int, help="for each load and repeat")
+    add("--concurrency", metavar="N,...", help="closed loops of so many under way (1)")
+    add("--rate", metavar="R,...", help="open loops of so many a second, Poisson arrivals")
+    add("--warmup", metavar="N", type=int, help="requests that do not count")
+    add("--repeats", metavar="N", type=int, default=3, help="of each load (3)")
+    add("--seed", metavar="S", type=int, default=0, help="of lengths, words and arrivals (0)")
+    add(
+        "--slo",
+        metavar="KEY=SECONDS",
+        action="append",
+        default=[],
+        help="a bound of ttft_s, tpot_s or latency_s: what is within all is goodput",
+    )
+    add(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="any GenerationParams field"
+    )
+    add("--keep", action="store_true", help="leave engines loaded that were loaded for this")
+    add("--against", metavar="FILE", help="a .json of an earlier benchmark: ratios to it")
+    add(
+        "--save",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help=".json (all), .html or .md (report), .png or .svg (plot), .csv or .parquet (requests)",
+    )
+
+
+def migrate_parser() -> Parser:
+    """The options of ``%migrate`` and ``%%migrate``."""
+    parser = Parser(
+        prog="%migrate",
+        description=(
+            "What changes between two engines for the parameters given: kept, renamed,\n"
+            "approximated or lost, and why. As %%migrate it rewrites the cell below it."
+        ),
+        epilog="Example: %migrate native vllm -k load_in_4bit=true --set num_beams=4",
+    )
+    parser.add_argument("source", metavar="FROM", help="the engine now")
+    parser.add_argument("target", metavar="TO", help="the engine to come")
+    migrate_options(parser)
+    return parser
+
+
+def migrate_options(parser: argparse.ArgumentParser) -> None:
+    """The parameters that are migrated: by default those of the engine last chosen."""
+    from .arguments import model_options
+
+    model_options(parser)
+    parser.add_argument(
+        "-p", "--param", metavar="KEY=VALUE", action="append", default=[],
+        help="any other field of ModelParams, such as torch_dtype_str=bfloat16",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="any GenerationParams field"
+    )
+
+
 PARSERS: dict[str, Callable[[], Parser]] = {
     "features": features_parser,
     "memory": memory_parser,
     "recommend": recommend_parser,
+    "benchmark": benchmark_parser,
+    "migrate": migrate_parser,
 }

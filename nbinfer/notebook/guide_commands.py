@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
+from ..errors import ConfigurationError
 from .arguments import PARSERS
 
 if TYPE_CHECKING:
     import pandas as pd
+    from IPython.core.interactiveshell import InteractiveShell
 
     from .recommender import Recommender
 
-__all__ = ["GuideCommands", "listed", "run_features", "run_memory", "run_recommend"]
+__all__ = [
+    "GuideCommands",
+    "listed",
+    "run_benchmark",
+    "run_features",
+    "run_memory",
+    "run_migrate",
+    "run_recommend",
+]
 
 
 class GuideCommands:
-    """The guide's commands, each a method of its name."""
+    """The guide's commands of one shell, each a method of its name."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self.shell = shell
 
     def features(self, line: str) -> pd.DataFrame:
         """Run ``%features``."""
@@ -33,6 +48,15 @@ class GuideCommands:
 
             return Recommender()
         return run_recommend(PARSERS["recommend"]().parse_line(line))
+
+    def benchmark(self, line: str) -> pd.DataFrame:
+        """Run ``%benchmark``."""
+        return run_benchmark(PARSERS["benchmark"]().parse_line(line), self.shell.user_ns)
+
+    def migrate(self, line: str, cell: str | None) -> pd.DataFrame:
+        """Run ``%migrate`` or ``%%migrate``."""
+        options = PARSERS["migrate"]().parse_line(line)
+        return run_migrate(options, cell)
 
 
 # What the command line runs too, of the same options.
@@ -83,6 +107,77 @@ def run_recommend(options: argparse.Namespace) -> pd.DataFrame:
     )
     print("\n".join(visible(line) for line in summary(frame).splitlines()))
     return frame
+
+
+def run_benchmark(
+    options: argparse.Namespace, variables: Mapping[str, Any] | None = None, **more: Any
+) -> pd.DataFrame:
+    """The table of ``%benchmark`` and ``nbinfer benchmark``."""
+    from ..config import GenerationParams, parse_setting, parse_value
+    from ..guide.benchmark import benchmark
+    from .choosing import chosen
+
+    named = listed(options.engine)
+    names: list[str | None] = list(named) if named else [None]
+    slo = dict(text.partition("=")[::2] for text in options.slo)
+    return benchmark(
+        [chosen(name, options).make() for name in names],
+        prompts=None if options.data is None else _table(options.data, variables or {}),
+        template=options.template,
+        prompt_tokens=options.prompt_tokens,
+        output_tokens=options.output_tokens,
+        requests=options.requests,
+        concurrency=_numbers(options.concurrency),
+        rate=_numbers(options.rate),
+        warmup=options.warmup,
+        repeats=options.repeats,
+        seed=options.seed,
+        slo={name: parse_value(value) for name, value in slo.items()},
+        generation_params=GenerationParams(**dict(map(parse_setting, options.set))),
+        keep=options.keep,
+        against=options.against,
+        save=options.save,
+        **more,
+    )
+
+
+def _numbers(text: str | None) -> list[Any] | None:
+    from ..config import parse_value
+
+    words = listed(text)
+    return None if words is None else [parse_value(word) for word in words]
+
+
+_READERS = {".csv": "read_csv", ".jsonl": "read_json", ".parquet": "read_parquet"}
+
+
+def _table(name: str, variables: Mapping[str, Any]) -> pd.DataFrame:
+    """A DataFrame of the notebook, or a file of one."""
+    found = variables.get(name)
+    if hasattr(found, "columns"):
+        return cast("pd.DataFrame", found)
+    path = Path(name).expanduser()
+    if name in variables:
+        raise ConfigurationError(f"--data: {name!r} is no DataFrame but {type(found).__name__}")
+    if path.suffix not in _READERS or not path.is_file():
+        raise ConfigurationError(
+            f"--data: {name!r} is neither a DataFrame of the notebook nor a file",
+            hint=f"files: {', '.join(_READERS)}",
+        )
+    import pandas as pd
+
+    options = {"lines": True} if path.suffix == ".jsonl" else {}
+    try:
+        return cast("pd.DataFrame", getattr(pd, _READERS[path.suffix])(path, **options))
+    except (ValueError, OSError, ImportError) as error:
+        raise ConfigurationError(f"--data: {name!r} cannot be read: {error}") from None
+
+
+def run_migrate(options: argparse.Namespace, cell: str | None = None) -> pd.DataFrame:
+    """The table of ``%migrate``; with a cell, the cell rewritten is printed."""
+    from ..guide.cells import migrate_line
+
+    return migrate_line(options, cell)
 
 
 def listed(text: str | None) -> list[str] | None:

@@ -68,7 +68,7 @@ class NbinferMagics(Magics):  # type: ignore[misc]
     def _guide(self) -> GuideCommands:
         from .guide_commands import GuideCommands
 
-        return GuideCommands()
+        return GuideCommands(self.shell)
 
     @no_var_expand
     @line_cell_magic
@@ -125,6 +125,20 @@ class NbinferMagics(Magics):  # type: ignore[misc]
     def recommend(self, line: str) -> pd.DataFrame | Recommender:
         """Ask which engine to take."""
         return self._guide.recommend(line)
+
+    @line_magic
+    @no_var_expand
+    @clean_errors
+    def benchmark(self, line: str) -> pd.DataFrame:
+        """Measure how fast engines answer under load."""
+        return self._guide.benchmark(line)
+
+    @no_var_expand
+    @line_cell_magic
+    @clean_errors
+    def migrate(self, line: str, cell: str | None = None) -> pd.DataFrame:
+        """See what changes between two engines, and the cell rewritten."""
+        return self._guide.migrate(line, cell)
 
     @no_var_expand
     @line_cell_magic

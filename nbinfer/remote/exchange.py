@@ -62,6 +62,8 @@ class Answer:
         came; 0 where there was none. The first bytes of a stream are no token.
     tokens : int
         Pieces that came: the server's own count is ``output_tokens``.
+    gaps : list of float or None
+        Seconds between the pieces, where they are wanted.
     done : bool
         Whether the server said that the answer is over.
     """
@@ -78,6 +80,7 @@ class Answer:
     cached_tokens: int | None = None
     logprobs: list[dict[str, Any]] | None = None
     prompt_logprobs: list[Any] | None = None
+    gaps: list[float] | None = None
     done: bool = False
     thoughts: Thoughts = field(default_factory=Thoughts)
     calls: dict[int, Call] = field(default_factory=dict)
@@ -98,8 +101,11 @@ class Answer:
         self._made("")
 
     def _made(self, text: str) -> None:
-        self.last_at = time.monotonic()
-        self.first_at = self.first_at or self.last_at
+        now = time.monotonic()
+        if self.first_at and self.gaps is not None:
+            self.gaps.append(now - self.last_at)
+        self.last_at = now
+        self.first_at = self.first_at or now
         self.tokens += 1
         if text:
             self.pieces.append(text)
@@ -253,6 +259,7 @@ def fields(answer: Answer) -> dict[str, Any]:
         found.update(_calls(answer))
     if answer.first_at:
         found["ttft_s"] = answer.first_at - answer.sent_at
+        found["itl_s"] = answer.gaps
         if answer.output_tokens is not None and answer.output_tokens > 1:
             found["tpot_s"] = (answer.last_at - answer.first_at) / (answer.output_tokens - 1)
     return {name: value for name, value in found.items() if value is not None}

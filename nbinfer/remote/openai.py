@@ -22,7 +22,7 @@ NEUTRAL = {
     "presence_penalty": 0.0,
     "repetition_penalty": 1.0,
 }
-_DEFAULTS = {**NEUTRAL, "skip_special_tokens": True}
+_DEFAULTS = {**NEUTRAL, "skip_special_tokens": True, "ignore_eos": False}
 _FINISH = {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "function_call": "stop"}
 
 
@@ -48,6 +48,7 @@ class OpenAIWire:
     sampling: tuple[str, ...] = (
         *("top_p", "seed", "frequency_penalty", "presence_penalty"),
         *("top_k", "min_p", "repetition_penalty", "stop_token_ids", "skip_special_tokens"),
+        "ignore_eos",
     )
     limit = "max_tokens"
     # Sent where a row says nothing: what else would be the server's own, or its model's.

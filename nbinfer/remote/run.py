@@ -39,7 +39,7 @@ class _Row:
 
     def begin(self) -> None:
         """An attempt: of one that failed nothing is kept."""
-        self.answer = Answer()
+        self.answer = Answer(gaps=[] if self.asked.get("timed") else None)
         self.told_tokens = self.told_pieces = 0
 
 

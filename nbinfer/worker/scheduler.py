@@ -6,7 +6,8 @@ run's rows need not stand behind the first's: runs take turns, row by row.
 One clock stamps everything, the backend's own where it has one (``echo``), else
 ``time.monotonic``:
 
-* *submitted*: the run began (``infer()`` has taken its rows);
+* *submitted*: the run began (``infer()`` has taken its rows), or, of a row that is ``timed``
+  (a benchmark's, sent at its own moment), the row came;
 * *dispatched*: the row was handed to the library;
 * *first*, *last*: a token of the row was made.
 
@@ -32,22 +33,28 @@ class Request:
         "dispatched",
         "done",
         "first",
+        "gaps",
         "last",
         "opening",
         "pieces",
         "row",
         "run",
         "stream",
+        "submitted",
+        "timed",
         "tokens",
         "told",
         "untold",
     )
 
-    def __init__(self, run, data):
+    def __init__(self, run, data, now):
         self.run = run
         self.data = data
         self.row = data["row"]
         self.stream = bool(data.get("stream"))
+        self.timed = bool(data.get("timed"))
+        self.submitted = now if self.timed else run.submitted
+        self.gaps = []  # seconds between its tokens, where it is timed
         self.dispatched = self.first = self.last = None
         self.pieces = []
         self.opening = ""  # what the chat template wrote of the answer: it comes before the rest
@@ -99,6 +106,8 @@ class Emit:
         now = self._clock()
         if request.first is None:
             request.first = now
+        elif request.timed:
+            request.gaps.append(now - request.last)
         request.last = now
         request.tokens += tokens
         request.untold += tokens
@@ -160,12 +169,14 @@ class Emit:
         start, first, last = request.dispatched, request.first, request.last
         timings = {}
         if start is not None:
-            timings["queue_s"] = start - request.run.submitted
+            timings["queue_s"] = start - request.submitted
         if first is not None:
             timings["ttft_s"] = first - start
             timings["latency_s"] = last - start
             if tokens > 1:
                 timings["tpot_s"] = (last - first) / (tokens - 1)
+            if request.timed:
+                timings["itl_s"] = request.gaps
         return timings
 
 
@@ -193,7 +204,8 @@ class Scheduler:
             run = self._runs.get(name)
             if run is None or run.cancelled:
                 return  # abandoned by the kernel before these arrived
-            run.waiting.extend(Request(run, data) for data in rows)
+            now = self._clock()
+            run.waiting.extend(Request(run, data, now) for data in rows)
             self._changed.notify_all()
 
     def cancel(self, name):

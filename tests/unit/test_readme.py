@@ -26,7 +26,7 @@ from nbinfer import (
 )
 from nbinfer.engines import registry
 from nbinfer.frame import COLUMNS
-from nbinfer.notebook.arguments import engine_parser, infer_parser
+from nbinfer.notebook.arguments import PARSERS, engine_parser, infer_parser
 from nbinfer.notebook.parser import split_line
 from nbinfer.recipes import RECIPES
 
@@ -237,6 +237,8 @@ def test_every_nbinfer_command_is_one():
         "stop",
         "memory",
         "recommend",
+        "benchmark",
+        "migrate",
         "doctor",
     }
     for _, *words in said:
@@ -256,6 +258,16 @@ def test_every_infer_line_is_one():
         options, prompt = split_line(infer_parser(), text)
         infer_parser().parse_line(options)
         assert prompt
+
+
+@pytest.mark.parametrize("name", ["benchmark", "compare", "migrate"])
+def test_every_line_of_the_guides_magics_is_one(name):
+    code = "\n".join(blocks(README))
+    lines = re.findall(rf"^%{{1,2}}{name} (.+)$", code, re.M)
+    lines += [t.split(f"%{name} ", 1)[1] for t in named(PROSE) if re.match(rf"%{{1,2}}{name} ", t)]
+    assert lines
+    for line in lines:
+        PARSERS[name]().parse_line(line)
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"\]\(([^)#:]+)\)", PROSE))))

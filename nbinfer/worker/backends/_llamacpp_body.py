@@ -45,6 +45,7 @@ def body(data, n_ctx, lora, template):
         "frequency_penalty": given["frequency_penalty"],
         "presence_penalty": given["presence_penalty"],
         "seed": -1 if given.get("seed") is None else given["seed"],
+        "ignore_eos": given["ignore_eos"],
         **_guided(guided, "messages" in data),
     }
     if given.get("stop_strings"):

@@ -14,6 +14,8 @@ from nbinfer.worker.backends._memory import end_thread_team, out_of_memory
 from nbinfer.worker.backends._passes import Abandoned
 from nbinfer.worker.backends._sampling import Sampler
 
+# Beyond any vocabulary. None would be filled in with what the model's own configuration has.
+NEVER_MADE = [2**31 - 1]
 PREFILL_CHUNK = 512  # tokens of a row in one forward pass: bounds activations and attention
 
 
@@ -101,12 +103,15 @@ class Static:
         beams = rows[0].params.get("num_beams", 1)
         assisted = rows[0].assisted
         images = _vision.together(rows, ids.shape[1], self._model)
+        ends = self._model.generation_config.eos_token_id
+        if any(row.params["ignore_eos"] for row in rows):
+            ends = NEVER_MADE  # who does not ignore it is stopped by the row itself
         config = {
             "max_new_tokens": max(row.limit - len(row.made) for row in rows),
             "do_sample": False,
             "num_beams": beams,
             "pad_token_id": self._pad,
-            "eos_token_id": self._model.generation_config.eos_token_id,
+            "eos_token_id": ends,
             # An image is read in one pass.
             "prefill_chunk_size": None if assisted or images else _chunk(ids.shape[1]),
             **(self._assistant.config if assisted else {}),

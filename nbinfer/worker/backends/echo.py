@@ -101,12 +101,15 @@ class Backend:
         words = text.split()
         params = data.get("params", {})
         limit = params.get("max_new_tokens", 512)
+        answer = words[:limit]
+        if params.get("ignore_eos") and words:
+            answer = [words[i % len(words)] for i in range(limit)]
         return {
             "request": request,
             "words": words,
             "prompt_tokens": len(words),
-            "answer": words[:limit],
-            "reason": "length" if len(words) > limit else "stop",
+            "answer": answer,
+            "reason": "length" if len(answer) == limit and len(words) != limit else "stop",
             "made": 0,
         }
 

@@ -213,7 +213,8 @@ class Backend:
                 f"the prompt has {len(ids)} tokens and the context is {self._n_ctx}: shorten it, "
                 "or load the model with a larger ModelParams(model_max_length=...)"
             )
-        stop_ids = {*self._stop_ids, *(params.get("stop_token_ids") or ())}
+        own = () if params["ignore_eos"] else self._stop_ids
+        stop_ids = {*own, *(params.get("stop_token_ids") or ())}
         limit = min(params["max_new_tokens"], room)
         row = Row(request, ids, self.tokenizer, limit, stop_ids)
         row.images = images

@@ -130,7 +130,7 @@ class Backend:
         (request,) = requests
         try:
             prompt = self._prompts.render(request.data)
-            params = sampling(request.data["params"], stream=request.stream)
+            params = sampling(request.data["params"], stream=request.stream or request.timed)
             calls = self._calls(request.data)
             if calls is not None:
                 params.skip_special_tokens &= calls.skip_special_tokens
@@ -277,6 +277,7 @@ def sampling(given, *, stream):
         repetition_penalty=given["repetition_penalty"],
         logprobs=given.get("logprobs"),
         skip_special_tokens=given["skip_special_tokens"],
+        ignore_eos=given["ignore_eos"],
         structured_outputs=structured,
         output_kind=RequestOutputKind.DELTA,
         stream_interval=1 if stream else GROUP,

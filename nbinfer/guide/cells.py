@@ -1,0 +1,124 @@
+"""A cell for another engine: its magic's options, or its Python."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from ..config import GenerationParams, parse_setting, parse_value
+from ..engines import registry
+from .correspondence import change
+from .migrate import lost, migrate, option_word, shown_value
+from .rewrite import Finding, rewrite
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["migrate_line", "rewritten_cell", "rewritten_magic"]
+
+_MAGIC = re.compile(r"\s*%{1,2}(?:nbinfer\s+)?(infer|engine|compare)\b")
+_SETTING = re.compile(r"""(?P<flag>-k|--kwarg|--set)(?P<gap>[ =])(?P<text>"[^"]*"|'[^']*'|\S+)""")
+
+
+def rewritten_magic(text: str, source: str, target: str) -> tuple[str, list[str]]:
+    """A cell, or a line, that begins with a magic of ours, rewritten for the target.
+
+    Returns
+    -------
+    tuple of (str, list of str)
+        The text, unchanged where it names another engine, and what a reader has to know.
+    """
+    line, newline, rest = text.partition("\n")
+    if _MAGIC.match(line) is None:
+        return text, []
+    named = re.compile(
+        rf"(?P<before>(?:-e|--engine)[ =]|[,\s])(?P<name>{re.escape(source)})(?=[\s,:=]|$)"
+    )
+    if named.search(line) is None:
+        return text, []
+    told: list[str] = []
+
+    def setting(match: re.Match[str]) -> str:
+        words = match.group("text").strip("\"'")
+        prefix, colon, own = words.partition(":")
+        if colon and prefix == source:
+            words = own
+        elif colon and prefix in registry.names(hidden=True):
+            return match.group(0)
+        name, sign, value = words.partition("=")
+        if not sign:
+            return match.group(0)
+        place = "generation_params." if match.group("flag") == "--set" else "model_kwargs."
+        outcome = change(place + name, parse_value(value), source, target)
+        told.extend(lost([outcome]))
+        parts = [_option(path, v, target, told) for path, v in outcome.becomes.items()]
+        if outcome.becomes == {place + name: outcome.value} and words is not own:
+            return match.group(0)
+        return " ".join(filter(None, parts))
+
+    line = _SETTING.sub(setting, line)
+    line = named.sub(lambda m: m.group("before") + target, line)
+    line = re.sub(r"  +", " ", line) if told else line
+    return line.rstrip() + newline + rest if newline else line.rstrip(), told
+
+
+def _option(path: str, value: Any, target: str, told: list[str]) -> str:
+    place, dot, name = path.partition(".")
+    if dot and place in ("model_kwargs", "generation_params"):
+        flag = "-k" if place == "model_kwargs" else "--set"
+        return f"{flag} {shlex.quote(f'{name}={option_word(value)}')}"
+    if target == "llamacpp" and path == "model_max_length":
+        return f"-k n_ctx={value}"
+    told.append(f"{path}={shown_value(value)} has no option of a cell: make the engine in Python")
+    return ""
+
+
+def migrate_line(options: argparse.Namespace, cell: str | None = None) -> pd.DataFrame:
+    """What ``%migrate`` and ``%%migrate`` do; the cell rewritten is printed."""
+    from ..notebook.choosing import chosen
+
+    source = chosen(options.source, options)
+    fields = dict(text.partition("=")[::2] for text in options.param)
+    fields = {name: parse_value(value) for name, value in fields.items()}
+    model = dataclasses.replace(source.model, **fields) if fields else source.model
+    generation = GenerationParams(**dict(map(parse_setting, options.set)))
+    frame = migrate(
+        options.source,
+        options.target,
+        model,
+        generation_params=generation,
+        remote_params=source.remote,
+    )
+    if cell is not None:
+        text, findings = rewritten_cell(cell, options.source, options.target)
+        print(text.rstrip("\n"))
+        frame.attrs["nbinfer"]["rewritten"] = text
+        for one in findings:
+            print(f"# line {one.line}: {one.what}")
+    return frame
+
+
+def rewritten_cell(code: str, source: str | None, target: str | None) -> tuple[str, list[Finding]]:
+    """A cell's code; one that is not Python is a magic's, or is left alone."""
+    if code.lstrip().startswith("%%"):
+        if source is None or target is None:
+            return code, []
+        after, lines = rewritten_magic(code, source, target)
+        return after, [Finding(1, line) for line in lines]
+    try:
+        found = rewrite(code, source, target)
+    except SyntaxError:
+        return code, []
+    text = found.result()
+    findings = list(found.findings)
+    if source is not None and target is not None and re.search(r"^%(?:infer|engine)\b", text, re.M):
+        lines = []
+        for line in text.splitlines(keepends=True):
+            after, told = rewritten_magic(line, source, target)
+            lines.append(after)
+            findings += [Finding(len(lines), what) for what in told]
+        text = "".join(lines)
+    return text, findings
