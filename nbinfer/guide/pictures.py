@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 
 __all__ = ["png"]
 
@@ -11,11 +12,11 @@ SIDE = 56
 
 
 def png(name: str, side: int = SIDE) -> bytes:
-    """A PNG of ``side`` x ``side`` pixels, RGB: ``"stripes"`` or ``"disc"``.
+    """A PNG of ``side`` x ``side`` pixels, RGB: ``"red"``, ``"blue"``, ``"stripes"`` or ``"disc"``.
 
     The format is that of the PNG specification (ISO/IEC 15948), sections 5 and 11.
     """
-    draw = {"stripes": _stripes, "disc": _disc}[name]
+    draw = _DRAWN[name]
     lines = (
         b"\0" + b"".join(bytes(draw(x / side, y / side)) for x in range(side)) for y in range(side)
     )
@@ -35,3 +36,11 @@ def _stripes(x: float, _: float) -> tuple[int, int, int]:
 
 def _disc(x: float, y: float) -> tuple[int, int, int]:
     return (30, 10, 10) if (x - 0.5) ** 2 + (y - 0.5) ** 2 < 0.1 else (200, 30, 40)
+
+
+_DRAWN: dict[str, Callable[[float, float], tuple[int, int, int]]] = {
+    "red": lambda *_: (220, 30, 30),
+    "blue": lambda *_: (30, 60, 220),
+    "stripes": _stripes,
+    "disc": _disc,
+}
