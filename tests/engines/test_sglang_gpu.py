@@ -1,4 +1,4 @@
-"""What SGLang does on a GPU alone: seeds that are heeded, weights of eight bits.
+"""What SGLang does on a GPU alone: seeds that are heeded, weights of fewer bits, drafts.
 
 On a CPU it refuses both: ``--enable-deterministic-inference`` has no backend of attention there
 (``srt/arg_groups/overrides.py``, ``_deterministic_attention_backend``), and its quantized layers
@@ -35,8 +35,17 @@ def test_a_deterministic_server_heeds_seeds(clean):
         assert len({sample(seed) for seed in range(4)}) > 1
 
 
-def test_weights_of_eight_bits(clean):
-    with served(quantization="fp8"):
+@pytest.mark.parametrize("quantization", ["fp8", "bitsandbytes"], ids=["8 bits", "4 bits"])
+def test_weights_of_fewer_bits(clean, quantization):
+    with served(quantization=quantization):
         frame = SGLangInferenceEngine().infer("What is the capital of France?", GREEDY)
     assert frame["error"].isna().all()
-    assert frame.attrs["nbinfer"]["engine_facts"]["quantization"] == "fp8"
+    assert frame.attrs["nbinfer"]["engine_facts"]["quantization"] == quantization
+
+
+def test_drafts_change_nothing_of_a_greedy_answer(clean):
+    answers = []
+    for options in ({}, {"speculative_algorithm": "NGRAM"}):
+        with served(**options):
+            answers.append(SGLangInferenceEngine().infer("Count to ten.", GREEDY)["output"][0])
+    assert answers[0] == answers[1]
