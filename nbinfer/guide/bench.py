@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from .. import models
@@ -109,6 +111,20 @@ class Bench:
         made = registry.engine_class(self.engine_name)(ModelParams(**params))
         self._loaded.append(made)
         return made
+
+    @property
+    def checkpoint_precision(self) -> str | None:
+        """What the config of the folder that was loaded last says of its weights.
+
+        A server tells nothing of them, and serves no checkpoint otherwise than by its config.
+        """
+        config = Path(self._loaded[-1].model_params.model_name) / "config.json"
+        if not config.is_file():
+            return None
+        given = json.loads(config.read_text(encoding="utf-8")).get("quantization_config") or {}
+        groups = (given.get("config_groups") or {}).values()
+        bits = {group["weights"]["num_bits"] for group in groups}
+        return f"{given.get('quant_method')}-{'-'.join(map(str, sorted(bits)))}bit"
 
     def rest(self) -> None:
         """Stop what is running."""

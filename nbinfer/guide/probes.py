@@ -301,10 +301,9 @@ def speculative(bench: Bench) -> str:
 
 def _quantized(bits: str) -> Callable[[Bench], str]:
     def run(bench: Bench) -> str:
-        engine = bench.engine(bits)
-        frame = rows(engine, PROMPTS[1], max_new_tokens=8)
+        frame = rows(bench.engine(bits), PROMPTS[1], max_new_tokens=8)
         facts = frame.attrs["nbinfer"].get("model_facts") or {}
-        precision = str(facts.get("precision"))
+        precision = str(facts.get("precision") or bench.checkpoint_precision)
         need(bits[0] in precision, f"the weights are {precision}")
         return f"{precision}: {frame['output'].iloc[0]!r:.40}"
 
