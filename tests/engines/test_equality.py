@@ -9,16 +9,11 @@ from pathlib import Path
 import pytest
 
 from nbinfer import GenerationParams, models
+from nbinfer.guide.parity import PROMPTS
 
 from .conftest import VARIANTS
 
 TOKENS = 24
-THINGS = (
-    *("a fox", "the sea", "winter", "a clock", "rain", "fire", "a map", "bread", "a mirror"),
-    *("gold", "a river", "chess", "tea", "dust", "an owl", "iron", "a song"),
-)
-ASKED = ("What is {}?", "Write a line about {}.", "Why do people like {}?")
-PROMPTS = [ask.format(thing) for thing in THINGS for ask in ASKED][:50]
 LIBRARIES = {
     "": "xllamacpp",
     "native": "native",
