@@ -76,6 +76,7 @@ class Bench:
         self.say = say
         self._server: tuple[str, Server] | None = None
         self._loaded: list[InferenceEngine] = []
+        self._plain: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -111,6 +112,15 @@ class Bench:
         made = registry.engine_class(self.engine_name)(ModelParams(**params))
         self._loaded.append(made)
         return made
+
+    def plain(self, prompt: str) -> str:
+        """The greedy answer of the embedded model as it is, asked for once."""
+        from .probes import TOKENS, row
+
+        if prompt not in self._plain:
+            found = row(self.engine(), prompt, max_new_tokens=TOKENS)
+            self._plain[prompt] = found["output"]
+        return self._plain[prompt]
 
     @property
     def checkpoint_precision(self) -> str | None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..engines.base import InferenceEngine
     from .bench import Bench
 
-__all__ = ["PROBES", "Probe", "Unproven"]
+__all__ = ["PROBES", "TOKENS", "Probe", "Unproven"]
 
 PROMPTS = (
     "Write a haiku about the sea.",
@@ -33,6 +33,8 @@ PROMPTS = (
     "Count from one to five.",
     "Describe rain in a sentence.",
 )
+REPEATED = "Repeat this: one two three four one two three four one two three four"
+TOKENS = 16  # of an answer that is compared with another
 # Engines compute it in blocks of tokens, so a shared text must fill several.
 LONG = "The rules of the house are listed here, one after another, and all of them count. " * 16
 
@@ -43,10 +45,15 @@ class Unproven(Exception):
 
 @dataclass(frozen=True)
 class Probe:
-    """``run`` returns what was seen; ``setup`` is how the engine must be loaded for it."""
+    """``run`` returns what was seen; ``setup`` is how the engine must be loaded for it.
+
+    ``plain`` is a prompt whose answer without that setup is asked for while the engine is loaded
+    as it is: it need not be loaded once more to compare.
+    """
 
     run: Callable[[Bench], str]
     setup: str = ""
+    plain: str = ""
 
 
 def need(true: Any, otherwise: str) -> None:
@@ -142,10 +149,10 @@ def streaming(bench: Bench) -> str:
 def adapters(bench: Bench) -> str:
     """An adapter changes the answer where it is asked for, and nowhere else."""
     folder = materials.get("adapter", bench.say)
-    plain = row(bench.engine("adapters"), PROMPTS[1], max_new_tokens=12)["output"]
+    plain = bench.plain(PROMPTS[1])
     engine = bench.engine("adapters", adapters={"trained": str(folder)})
-    adapted = row(engine, PROMPTS[1], max_new_tokens=12, adapter="trained")["output"]
-    again = row(engine, PROMPTS[1], max_new_tokens=12)["output"]
+    adapted = row(engine, PROMPTS[1], max_new_tokens=TOKENS, adapter="trained")["output"]
+    again = row(engine, PROMPTS[1], max_new_tokens=TOKENS)["output"]
     need(adapted != plain, f"the adapter changed nothing: {plain!r:.60}")
     need(again == plain, f"without it the answer was {again!r:.60} and not {plain!r:.60}")
     return f"{plain!r:.40} became {adapted!r:.40}, and again the first without it"
@@ -292,9 +299,8 @@ def tensor_parallel(bench: Bench) -> str:
 
 def speculative(bench: Bench) -> str:
     """Drafted tokens change nothing of a greedy answer."""
-    prompt = "Repeat this: one two three four one two three four one two three four"
-    plain = row(bench.engine(), prompt, max_new_tokens=24)["output"]
-    drafted = row(bench.engine("speculative"), prompt, max_new_tokens=24)["output"]
+    plain = bench.plain(REPEATED)
+    drafted = row(bench.engine("speculative"), REPEATED, max_new_tokens=TOKENS)["output"]
     need(drafted == plain, f"{plain!r:.40} became {drafted!r:.40}")
     return "a greedy answer is the same with drafted tokens"
 
@@ -339,11 +345,11 @@ PROBES: Mapping[str, Probe] = {
     "stop_strings": Probe(stop_strings),
     "cpu": Probe(cpu),
     "beam_search": Probe(beam_search),
-    "adapters": Probe(adapters, "adapters"),
+    "adapters": Probe(adapters, "adapters", PROMPTS[1]),
     "vision": Probe(vision, "vision"),
     "gguf": Probe(gguf, "gguf"),
     "quantization_4bit": Probe(_quantized("4bit"), "4bit"),
     "quantization_8bit": Probe(_quantized("8bit"), "8bit"),
-    "speculative": Probe(speculative, "speculative"),
+    "speculative": Probe(speculative, "speculative", REPEATED),
     "tensor_parallel": Probe(tensor_parallel, "tensor_parallel"),
 }

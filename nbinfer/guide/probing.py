@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -41,6 +42,10 @@ def prove(
 def _prove(engine: str, features: Sequence[str], report: Reporter) -> None:
     with Bench(engine, lambda text: report(Stage(f"{engine} · {text}"))) as bench:
         # What one load proves is proven together: loading is most of the time.
+        for feature in features:
+            if PROBES[feature].plain:
+                with contextlib.suppress(NbinferError, Unproven):  # its own probe will tell
+                    bench.plain(PROBES[feature].plain)
         for number, feature in enumerate(sorted(features, key=lambda f: PROBES[f].setup), 1):
             bench.say(f"{feature} ({number} of {len(features)})")
             began = time.monotonic()
