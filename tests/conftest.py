@@ -21,8 +21,28 @@ from nbinfer.residents import pool
 # Tests that need an engine's own environment say so: by the marker ``needs``, or by running once
 # for each engine of tests/engines/conftest.py.
 WITHOUT = "NBINFER_TEST_WITHOUT"
+# Tests that are left out of CI for their time: NBINFER_TEST_THOROUGH=1 runs them too.
+THOROUGH = "NBINFER_TEST_THOROUGH"
 # Engines whose server is of another environment than their name says.
 OF_SERVERS = {"remote-vllm": "vllm"}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is ``thorough``, unless it is asked for: probes prove its substance in CI."""
+    if os.environ.get(THOROUGH):
+        return
+    chosen, left_out = [], []
+    for item in items:
+        (left_out if _is_thorough(item) else chosen).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = chosen
+
+
+def _is_thorough(item: pytest.Item) -> bool:
+    """Whether it is marked ``thorough``, for all engines or for the one it runs on."""
+    variant = getattr(getattr(item, "callspec", None), "params", {}).get("variant")
+    return any(not m.args or variant in m.args for m in item.iter_markers("thorough"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -10,7 +10,10 @@ from nbinfer.notebook.display import frame_html
 
 from .conftest import VARIANTS, installed
 
+OTHERS = pytest.mark.thorough("remote-vllm", "sglang", "native", "vllm", "llama-cpp-python")
 
+
+@OTHERS
 def test_answers_of_one_length(engine):
     params = GenerationParams(max_new_tokens=40, ignore_eos=True)
     if "ignore_eos" not in engine.capabilities.generation:
@@ -25,6 +28,7 @@ def test_answers_of_one_length(engine):
     assert short["output_tokens"][0] < 40
 
 
+@OTHERS
 def test_a_benchmark(engine):
     frame = nbinfer.benchmark(
         engine,

@@ -29,6 +29,9 @@ FLOAT32 = ("remote-vllm", "sglang", "native", "vllm")
 distributions: dict[str, dict[str, float]] = {}  # of SKY's next token, by engine
 
 
+pytestmark = pytest.mark.thorough("remote-vllm", "sglang", "llama-cpp-python")
+
+
 @pytest.fixture(scope="session")
 def vocabulary():
     """Token ids by text: `` blue`` is one token, whose first letter is a space."""

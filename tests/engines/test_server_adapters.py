@@ -27,6 +27,7 @@ GREEDY = GenerationParams(max_new_tokens=6)  # SGLang in plain torch is slow
 TRAINED = dataclasses.replace(GREEDY, adapter=ADAPTER)
 OTHER = dataclasses.replace(GREEDY, adapter="other")
 pytestmark = [
+    pytest.mark.thorough,
     pytest.mark.needs("native"),
     pytest.mark.parametrize("variant", SERVERS, indirect=True),
 ]

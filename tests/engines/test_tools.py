@@ -19,6 +19,8 @@ from nbinfer import (
 
 from .conftest import installed
 
+pytestmark = pytest.mark.thorough("remote-vllm", "sglang")
+
 
 def weather(city: Literal["Rome", "Paris"], days: int) -> str:
     """Say what the weather of a city will be."""

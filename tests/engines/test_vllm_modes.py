@@ -53,6 +53,7 @@ def expected(_end):
 # ------------------------------------------------------------------------ tensor parallel
 
 
+@pytest.mark.thorough
 def test_two_ranks(tmp_path):
     """Their answers are one rank's; memory counts all processes, and none of them stays."""
     folder = materials.get("tensor_parallel")
@@ -90,6 +91,7 @@ def test_sizes_that_cannot_be_are_refused_before_the_load():
 # ------------------------------------------------------------------- speculative decoding
 
 
+@pytest.mark.thorough
 def test_drafts_by_n_grams(expected):
     drafts = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3}
     made = engine(speculative_config=drafts)
@@ -102,6 +104,7 @@ def test_drafts_by_n_grams(expected):
             made.infer("Hello", GenerationParams(**{name: value}))
 
 
+@pytest.mark.thorough
 def test_drafts_by_a_model(expected):
     """By itself, so that every draft is right: and by its name, as the model has it."""
     made = engine(speculative_config={"model": "smollm2-135m", "num_speculative_tokens": 3})
@@ -121,6 +124,7 @@ def test_what_speculation_cannot_be():
 # ---------------------------------------------------------------------------- quantization
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "bits"), [("w8a8", 8), ("w4a16", 4)])
 def test_a_checkpoint_of_fewer_bits(name, bits):
     made = engine(materials.get(name))
