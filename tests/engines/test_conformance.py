@@ -325,11 +325,12 @@ def test_a_second_run_joins_the_batch(engine):
     assert frames["short"]["run_id"][0] != frames["long"]["run_id"][0]
 
 
-def test_two_runs_together_take_less_time_than_one_after_the_other(engine):
+def test_runs_together_take_less_time_than_one_after_the_other(engine):
     if "continuous_batching" not in engine.capabilities.features:
         pytest.skip(f"{engine.name} answers one request at a time here")
-    prompts = [f"Write a long story about {thing}." for thing in ("a fox", "the sea")]
-    params = GenerationParams(max_new_tokens=32)
+    things = ("a fox", "the sea", "winter", "a clock")
+    prompts = [f"Write a long story about {thing}." for thing in things]
+    params = GenerationParams(max_new_tokens=24)
 
     def seconds(work):
         started = time.monotonic()
