@@ -17,7 +17,7 @@ from . import packages, settings
 from .env_store import python_in, site_packages
 from .errors import DownloadError
 from .packages import Progress
-from .recipes import Recipe
+from .recipes import SHIMS, Recipe
 from .torch_build import torch_build
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "verify",
 ]
 
-_SHIMS = Path(__file__).parent / "shims"
 _IMPORT_S = 300.0
 _IMPORT = (
     "import importlib, sys\n"
@@ -163,9 +162,9 @@ def _put_shims(names: Sequence[str], site: Path) -> None:
     """
     hooks = []
     for name in names:
-        hooks += sorted(path.stem for path in (_SHIMS / name).glob("nbinfer_*.py"))
+        hooks += sorted(path.stem for path in (SHIMS / name).glob("nbinfer_*.py"))
         shutil.copytree(
-            _SHIMS / name,
+            SHIMS / name,
             site / "nbinfer_shims",
             ignore=shutil.ignore_patterns("__pycache__"),
             dirs_exist_ok=True,

@@ -59,6 +59,8 @@ class Environment:
         When, ISO 8601 in UTC.
     requirements : tuple of str
         The recipe's when it was made.
+    shims : str
+        The digest of the stand-ins that are on its path, ``""`` without any.
     extras : tuple of str
         What was installed beside them.
     """
@@ -70,11 +72,13 @@ class Environment:
     size_bytes: int
     created: str
     requirements: tuple[str, ...] = ()
+    shims: str = ""
     extras: tuple[str, ...] = ()
 
     def is_for(self, wanted: Recipe, extras: Sequence[str]) -> bool:
         """Whether it was made of what a recipe and extras ask for."""
-        return (self.requirements, self.extras) == (wanted.requirements, tuple(extras))
+        made = (self.requirements, self.shims, self.extras)
+        return made == (wanted.requirements, wanted.shims_digest, tuple(extras))
 
 
 def folder(name: str) -> Path:
@@ -98,6 +102,7 @@ def read(name: str) -> Environment | None:
             int(facts["size_bytes"]),
             str(facts["created"]),
             tuple(facts["requirements"]),
+            str(facts.get("shims", "")),
             tuple(facts.get("extras", ())),
         )
     except (OSError, ValueError, TypeError, KeyError):
@@ -109,6 +114,7 @@ def write(wanted: Recipe, made: Path, extras: Sequence[str]) -> None:
     manifest = {
         "recipe": wanted.name,
         "requirements": list(wanted.requirements),
+        "shims": wanted.shims_digest,
         "extras": list(extras),
         "python_version": platform.python_version(),
         "versions": _versions(made),

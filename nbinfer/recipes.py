@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import platform
 import sys
 from dataclasses import dataclass, replace
@@ -12,7 +13,9 @@ from .checks import shown
 from .errors import ConfigurationError
 from .torch_build import gpu_vendor
 
-__all__ = ["ACCELERATED", "RECIPES", "Recipe", "recipe", "rocm_release"]
+__all__ = ["ACCELERATED", "RECIPES", "SHIMS", "Recipe", "recipe", "rocm_release"]
+
+SHIMS = Path(__file__).parent / "shims"
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,13 @@ class Recipe:
     checked: tuple[str, ...] = ()
     shims: tuple[str, ...] = ()
 
+    @property
+    def shims_digest(self) -> str:
+        """What the files of its shims hold, as SHA-256; ``""`` without any."""
+        files = sorted(path for name in self.shims for path in (SHIMS / name).glob("*.py"))
+        digest = hashlib.sha256(b"".join(path.read_bytes() for path in files))
+        return digest.hexdigest() if files else ""
+
 
 def _llama_cpp_cmake(machine: str) -> str:
     """Flags for any machine of this kind, and never for the one it is built on alone.
@@ -108,7 +118,7 @@ def _vllm(system: str, gpu: str) -> Recipe:
         # PyPI's builds of these are for the CUDA torch: beside a CPU torch they break the import.
         overrides=_without("torchaudio", "torchcodec"),
         # And so is torchvision's, of which only the operators are missed.
-        shims=("torchvision_cpu",),
+        shims=("torchvision_cpu", "vllm_cpu"),
     )
 
 

@@ -18,7 +18,9 @@ CODE = """
 import importlib, sys
 root, gguf, folder = sys.argv[1:]
 sys.path.insert(0, root)
-importlib.import_module("worker.__main__").adopt_package()
+start = importlib.import_module("worker.__main__")
+sys.path.pop(0)  # nbinfer's own gguf.py is no library
+start.adopt_package()
 from nbinfer.worker.backends._derive import derive
 derive(gguf, folder, {"sha256": "x"}, print)
 """

@@ -125,7 +125,7 @@ def test_which_vllm(system, gpu, library):
     assert bool(made.overrides) == (gpu == "")
     # The CPU's torch and PyPI's torchvision are of one release, and are kept from disagreeing.
     assert ("torchvision==0.28.0" in made.requirements) == (gpu == "")
-    assert made.shims == (("torchvision_cpu",) if gpu == "" else ())
+    assert made.shims == (("torchvision_cpu", "vllm_cpu") if gpu == "" else ())
 
 
 @pytest.mark.parametrize("gpu", ["", "nvidia"])

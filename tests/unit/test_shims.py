@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from nbinfer import env_build, environments
+from nbinfer import environments, recipes
 from nbinfer.errors import DownloadError
 from nbinfer.recipes import RECIPES, _sglang, _vllm
 
 from .conftest import TINY, wheel
 
 ROOT = Path(__file__).parents[2]
-SHIMS = env_build._SHIMS / "sglang_cpu"
-TORCHVISION = env_build._SHIMS / "torchvision_cpu"
+SHIMS = recipes.SHIMS / "sglang_cpu"
+TORCHVISION = recipes.SHIMS / "torchvision_cpu"
 
 # The real torch is in an environment of gigabytes, and it cannot show a torchvision whose own
 # library loads: the two modules as far as the shim sees them.
@@ -187,7 +187,7 @@ def test_what_is_behind_the_modules_is_checked(home, monkeypatch):
 def test_every_recipe_with_shims_has_the_hooks_that_are_run():
     for made in (*RECIPES.values(), _sglang("linux", ""), _vllm("linux", "")):
         for name in made.shims:
-            assert list((env_build._SHIMS / name).glob("nbinfer_*.py"))
+            assert list((recipes.SHIMS / name).glob("nbinfer_*.py"))
 
 
 def test_shims_are_in_the_wheel():
@@ -195,3 +195,15 @@ def test_shims_are_in_the_wheel():
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     assert build == {"targets": {"wheel": {"packages": ["nbinfer"]}}}
     assert ROOT / "nbinfer" in SHIMS.parents
+
+
+def test_an_environment_with_other_shims_is_made_anew(home, tiny, monkeypatch):
+    made = environments.install("tiny")
+    assert made.shims == tiny.shims_digest
+    assert made.is_for(tiny, ())
+    assert environments.install("tiny").created == made.created
+    less = replace(tiny, shims=("torchvision_cpu",))
+    assert not made.is_for(less, ())
+    monkeypatch.setitem(RECIPES, "tiny", less)
+    assert environments.install("tiny").shims == less.shims_digest
+    assert replace(tiny, shims=()).shims_digest == ""
