@@ -139,7 +139,9 @@ def _structured(given):
     from vllm.config import StructuredOutputsConfig
 
     if given is None or isinstance(given, dict):
-        return StructuredOutputsConfig(**{"backend": "guidance", **(given or {})})
+        # An open schema is taken as closed, as the other engines take it.
+        closed = {"backend": "guidance", "disable_additional_properties": True}
+        return StructuredOutputsConfig(**{**closed, **(given or {})})
     return given
 
 
