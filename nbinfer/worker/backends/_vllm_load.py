@@ -139,9 +139,11 @@ def _structured(given):
     from vllm.config import StructuredOutputsConfig
 
     if given is None or isinstance(given, dict):
-        # An open schema is taken as closed, as the other engines take it.
-        closed = {"backend": "guidance", "disable_additional_properties": True}
-        return StructuredOutputsConfig(**{**closed, **(given or {})})
+        given = {"backend": "guidance", **(given or {})}
+        if given["backend"] == "guidance":
+            # An open schema is taken as closed, as the other engines take it.
+            given.setdefault("disable_additional_properties", True)
+        return StructuredOutputsConfig(**given)
     return given
 
 
