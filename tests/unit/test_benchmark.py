@@ -392,7 +392,8 @@ def test_a_server_is_asked_by_as_many_as_the_load_says(clean):
         assert row["failed"] == 0
         rows = frame.infer.requests()
         assert {len(gaps) for gaps in rows["itl_s"]} == {4}
-        assert 0.009 < row["itl_s_p50"] < 0.2
+        # Pieces are made 10 ms apart; a client that is late for one is sooner at the next.
+        assert 0.004 < row["itl_s_p50"] < 0.2
         assert row["cached_share"] == pytest.approx(2 / 5)
         assert pd.isna(row["load_s"])
         assert pd.isna(row["energy_j"])

@@ -239,6 +239,7 @@ def test_every_nbinfer_command_is_one():
         "recommend",
         "benchmark",
         "migrate",
+        "features",
         "doctor",
     }
     for _, *words in said:

@@ -227,6 +227,7 @@ VALUES = {
     **dict.fromkeys(("output", "finish_reason", "error", "reasoning"), st.none() | texts),
     **dict.fromkeys(("prompt_tokens", "output_tokens", "cached_tokens"), counts),
     **dict.fromkeys(("queue_s", "ttft_s", "tpot_s", "latency_s"), numbers),
+    "itl_s": st.none() | st.lists(st.floats(0, 10)),
     **dict.fromkeys(("messages", "logprobs", "prompt_logprobs", "tool_calls", "parsed"), objects),
 }
 
