@@ -1,4 +1,4 @@
-"""LoRA adapters that join a running engine: what vLLM and Transformers have in common."""
+"""LoRA adapters of engines on this machine: their names, and what joins a running engine."""
 
 from __future__ import annotations
 
@@ -12,19 +12,15 @@ from ..errors import ConfigurationError, ModelNotFound
 from ..residents import Plan
 from .local import LocalEngine
 
-__all__ = ["PeftAdapters", "adapter_config"]
+__all__ = ["NamedAdapters", "PeftAdapters", "adapter_config"]
 
 
-class PeftAdapters(LocalEngine):
-    """An engine whose requests name an adapter by its folder, as PEFT writes it.
-
-    ``ModelParams.adapters`` and ``adapter_model`` say which names mean which folder. They are no
-    part of what is resident: engines that differ in them alone share one.
-    """
+class NamedAdapters(LocalEngine):
+    """An engine whose requests name an adapter of ``ModelParams.adapters``."""
 
     @property
     def _adapters(self) -> dict[str, str]:
-        """LoRA folders by name; ``adapter_model`` is ``default``."""
+        """Adapters by name; ``adapter_model`` is ``default``."""
         declared = dict(self.model_params.adapters or {})
         single = self.model_params.adapter_model
         found = {"default": single, **declared} if single is not None else declared
@@ -41,6 +37,14 @@ class PeftAdapters(LocalEngine):
                 hint=f"declared: {declared}; ModelParams(adapters={{name: path}}) declares one",
             )
         return params
+
+
+class PeftAdapters(NamedAdapters):
+    """An engine whose requests name an adapter by its folder, as PEFT writes it.
+
+    ``ModelParams.adapters`` and ``adapter_model`` say which names mean which folder. They are no
+    part of what is resident: engines that differ in them alone share one.
+    """
 
     def _row_params(self, params: GenerationParams) -> dict[str, Any]:
         values = super()._row_params(params)

@@ -17,12 +17,12 @@ from ..local_run import LocalRun
 from ..notices import notify
 from ..records import RowRequest
 from ..residents import Plan, Resident, pool
-from .local import LocalEngine
+from .adapters import NamedAdapters
 
 __all__ = ["AdapterEngine", "read_header"]
 
 
-class AdapterEngine(LocalEngine):
+class AdapterEngine(NamedAdapters):
     """An engine whose residents differ in the adapters that they were loaded with."""
 
     def _check_model(self, params: ModelParams) -> None:
@@ -34,26 +34,6 @@ class AdapterEngine(LocalEngine):
                 "cache in memory does not know which adapter a prompt was computed with",
                 hint="leave cache_ram_mib out; each slot's own cache knows",
             )
-
-    @property
-    def _adapters(self) -> dict[str, str]:
-        """Adapters by name; ``adapter_model`` is ``default``."""
-        declared = dict(self.model_params.adapters or {})
-        single = self.model_params.adapter_model
-        found = {"default": single, **declared} if single is not None else declared
-        return {name: str(Path(path).expanduser().absolute()) for name, path in found.items()}
-
-    def _params(self, given: GenerationParams | None) -> GenerationParams:
-        params = super()._params(given)
-        if params.adapter is None and self.model_params.adapter_model is not None:
-            return replace(params, adapter="default")
-        if params.adapter is not None and params.adapter not in self._adapters:
-            declared = ", ".join(map(repr, self._adapters)) or "none"
-            raise ConfigurationError(
-                f"adapter {params.adapter!r} is not among this engine's",
-                hint=f"declared: {declared}; ModelParams(adapters={{name: path}}) declares one",
-            )
-        return params
 
     def _row_params(self, params: GenerationParams) -> dict[str, Any]:
         values = super()._row_params(params)
