@@ -19,7 +19,7 @@ from nbinfer import GenerationParams, LlamaCppInferenceEngine, ModelParams, mode
 from nbinfer.engines.local import physical_cores
 
 TOKENS = 64
-RAW = [(4, 256), (8, 256), (8, 2048), (16, 2048)]
+RAW = [(4, 256), (8, 256), (16, 256), (16, 2048)]
 
 
 def main() -> None:

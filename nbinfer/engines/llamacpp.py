@@ -18,7 +18,7 @@ from .registry import Capabilities
 __all__ = ["LlamaCppInferenceEngine"]
 
 DEFAULT_CONTEXT = 4096
-MOST_SLOTS = 8
+MOST_SLOTS = 16
 # Cells of the KV cache shared by all slots, where the user does not say: eight chats of a
 # thousand tokens. Rows that need more run fewer at a time.
 SHARED_TOKENS = 8192
@@ -38,8 +38,9 @@ class LlamaCppInferenceEngine(AdapterEngine):
         (tokens of prompt and answer together, for *each* request; default the model's own
         context, at most 4,096), ``n_gpu_layers`` (default: all, where the build sees a GPU),
         ``n_threads`` (default: physical cores), ``n_parallel`` (requests batched at once,
-        default up to 8, fewer where memory is short), ``kv_tokens`` (cells of the KV cache
-        that all requests share), ``n_batch`` (256: small, so that a cancel is heard soon),
+        default 16; rows that do not fit the cache together wait), ``kv_tokens`` (cells of the
+        KV cache that all requests share), ``n_batch`` (256: small, so that a cancel is heard
+        soon),
         ``cache_type_k``/``cache_type_v``, ``flash_attn``, ``use_mmap``, ``use_mlock``,
         ``main_gpu``, ``split_mode`` (``"none"``, ``"layer"``, ``"row"``, ``"tensor"``),
         ``tensor_split`` (each device's share), ``cache_ram_mib``, ``rope_freq_base``,

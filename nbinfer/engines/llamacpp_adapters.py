@@ -57,16 +57,21 @@ class AdapterEngine(NamedAdapters):
         serves a request with fewer, and one that lacks any is loaded anew with both its own and
         the new ones: who goes back and forth between two loads twice, not each time.
         """
-        wanted = {path: adapters.stamp(path) for path in self._adapters.values()}
-        together = dict(wanted)
+        together = dict(self._wanted())
         for kin in self._kin():
-            loaded = dict(json.loads(kin.plan.key[-1]))
-            if wanted.items() <= loaded.items():
+            loaded = _loaded(kin)
+            if self._enough(loaded):
                 return self._plan(loaded)
             for path, mark in loaded.items():
                 if mark is not None and adapters.stamp(path) == mark:
                     together.setdefault(path, mark)
         return self._plan(together)
+
+    def _wanted(self) -> dict[str, str | None]:
+        return {path: adapters.stamp(path) for path in self._adapters.values()}
+
+    def _enough(self, loaded: Mapping[str, str | None]) -> bool:
+        return self._wanted().items() <= loaded.items()
 
     def _plan(self, files: Mapping[str, str | None]) -> Plan:
         plan = super().plan()
@@ -93,8 +98,11 @@ class AdapterEngine(NamedAdapters):
 
         Not for an adapter that does not fit: what is loaded stays then.
         """
+        others = self._kin()
+        if not others or any(self._enough(_loaded(kin)) for kin in others):
+            return
         plan = self.plan()
-        for kin in self._kin():
+        for kin in others:
             if kin.plan.key != plan.key and kin.state == "ready" and not kin.busy:
                 header = read_header(Path(kin.model_facts["path"]))
                 for path in self._adapters.values() if header else ():
@@ -113,6 +121,11 @@ class AdapterEngine(NamedAdapters):
     def _open_run(self, requests: Sequence[RowRequest], **options: Any) -> LocalRun:
         self._make_way()
         return super()._open_run(requests, **options)
+
+
+def _loaded(kin: Resident) -> dict[str, str | None]:
+    """The adapters of a resident, by their paths."""
+    return dict(json.loads(kin.plan.key[-1]))
 
 
 def read_header(path: Path) -> dict[str, Any]:

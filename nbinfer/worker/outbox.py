@@ -1,8 +1,9 @@
 """Events on their way to the kernel, a few frames a second instead of one a token.
 
-The first event after a pause leaves at once, so nothing is added to TTFT; what follows
-is gathered: up to 50 ms for pieces of text, 2 ms for finished rows. Pieces of the same
-row become one event. Order is kept within a row.
+A row's first piece is written by the thread that made it: to wake another takes milliseconds
+where the engine keeps every core busy, and would be added to TTFT. What follows is gathered:
+up to 50 ms for pieces of text, 2 ms for finished rows. Pieces of the same row become one
+event. Order is kept within a row.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Outbox:
         self._write = write
         self._broken = broken
         self._changed = threading.Condition()
+        self._writing = threading.Lock()
+        self._is_broken = False
         self._events = []
         self._deltas = {}  # (run, row) -> its delta among self._events
         self._progress = {}  # run -> its latest totals
@@ -50,14 +53,26 @@ class Outbox:
             self._schedule(within)
 
     def delta(self, run, row, text, tokens, first):
-        """Send a piece of a row's text; ``first`` pieces wait for nothing."""
+        """Send a piece of a row's text; a ``first`` one is written now, by the caller.
+
+        Where somebody else is writing it goes with what is gathered next, so that of all who
+        make tokens one at most waits for the kernel to read.
+        """
+        fresh = {"ev": "delta", "run": run, "row": row, "text": text, "tokens": tokens}
+        if first and self._writing.acquire(blocking=False):
+            try:
+                with self._changed:
+                    self._events.append(fresh)
+                self._send()
+            finally:
+                self._writing.release()
+            return
         key = (run, row)
         with self._changed:
             event = self._deltas.get(key)
             if event is None:
-                event = {"ev": "delta", "run": run, "row": row, "text": text, "tokens": tokens}
-                self._deltas[key] = event
-                self._events.append(event)
+                self._deltas[key] = fresh
+                self._events.append(fresh)
             else:
                 event["text"] += text
                 event["tokens"] += tokens
@@ -77,16 +92,23 @@ class Outbox:
             self._due = due
             self._changed.notify()
 
-    def _take(self):
+    def _flush_forever(self):
+        while self._wait_until_due():
+            with self._writing:
+                self._send()
+
+    def _wait_until_due(self):
+        """Wait until something must leave; ``False`` once nobody reads."""
         with self._changed:
-            while True:
-                if self._due is None:
-                    self._changed.wait()
-                    continue
-                left = self._due - time.monotonic()
-                if left <= 0:
-                    break
+            while not self._is_broken:
+                left = None if self._due is None else self._due - time.monotonic()
+                if left is not None and left <= 0:
+                    return True
                 self._changed.wait(left)
+        return False
+
+    def _gather(self):
+        with self._changed:
             events, self._events, self._deltas, self._due = self._events, [], {}, None
             now = time.monotonic()
             if self._progress and now >= self._last_progress + PROGRESS_S:
@@ -98,13 +120,13 @@ class Outbox:
             self._last = now
             return events
 
-    def _flush_forever(self):
-        while True:
-            events = self._take()
-            if not events:
-                continue
-            try:
-                self._write(protocol.pack({"events": events}))
-            except (OSError, ValueError):
-                self._broken()
-                return
+    def _send(self):
+        """Write what is gathered. The caller holds ``_writing``: frames keep their order."""
+        events = self._gather()
+        if not events or self._is_broken:
+            return
+        try:
+            self._write(protocol.pack({"events": events}))
+        except (OSError, ValueError):
+            self._is_broken = True
+            self._broken()

@@ -70,14 +70,31 @@ def test_the_first_delta_leaves_at_once(wire, outbox, monkeypatch):
     assert [e["text"] for e in wire.of(0)] == ["a", "b"]
 
 
-def test_deltas_of_a_row_are_merged(wire, outbox):
+def test_a_first_delta_is_written_by_its_own_thread(wire, outbox):
+    outbox.delta("r", 0, "a", 1, first=True)
+    assert [e["text"] for e in wire.events] == ["a"]  # there was nobody to wait for
+
+
+def test_a_first_delta_waits_for_nobody_who_writes(wire, outbox):
     wire.open.clear()
+    outbox.post({"ev": "hello"})
+    assert wire.writing.wait(10)
+    outbox.delta("r", 0, "a", 1, first=True)
+    assert not wire.events
+    wire.open.set()
+    assert eventually(lambda: len(wire.events) == 2)
+
+
+def test_deltas_of_a_row_are_merged(wire, outbox):
     outbox.delta("r", 0, "start", 1, first=True)
+    wire.open.clear()
+    wire.writing.clear()
+    outbox.post({"ev": "hello"})
     assert wire.writing.wait(10)
     for number in range(1000):
         outbox.delta("r", number % 2, f" {number}", 1, first=False)
     wire.open.set()
-    assert eventually(lambda: sum(e["tokens"] for e in wire.events) == 1001)
+    assert eventually(lambda: sum(e.get("tokens", 0) for e in wire.events) == 1001)
     assert len(wire.of(0)) == 2
     assert len(wire.of(1)) == 1
     even = "".join(f" {n}" for n in range(0, 1000, 2))

@@ -10,8 +10,12 @@ import json
 from nbinfer.worker.backends._toolform import for_template, knows
 
 # Temperature comes before what cuts the tail, as in Transformers, vLLM and SGLang: llama.cpp's own
-# order has it last, where top_p 0.9 is another set of tokens.
-SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
+# order has it last, where top_p 0.9 is another set of tokens. What top_k leaves is the same on
+# either side of it, and less work follows when it comes first.
+SAMPLERS = ["penalties", "top_k", "temperature", "top_p", "min_p"]
+# The likeliest token, alone: at temperature 0 the order above would weigh a whole vocabulary of
+# which all but one are impossible, a tenth of a small model's time.
+GREEDY = {"samplers": ["penalties", "top_k"], "top_k": 1}
 
 
 def body(data, n_ctx, lora, template):
@@ -48,6 +52,8 @@ def body(data, n_ctx, lora, template):
         "ignore_eos": given["ignore_eos"],
         **_guided(guided, "messages" in data),
     }
+    if given["temperature"] == 0:
+        asked.update(GREEDY)
     if given.get("stop_strings"):
         asked["stop"] = list(given["stop_strings"])
     if given.get("logit_bias"):
