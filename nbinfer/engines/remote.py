@@ -197,14 +197,13 @@ class RemoteEngine(InferenceEngine):
         return 0
 
     def memory(self) -> dict[str, int | None]:
-        process = self._process()
-        now = measure.seen(process).total if process is not None else None
+        ours = self._ours()
+        now = measure.seen(ours.pid).total if ours is not None else None
         return {"memory_bytes": now, "idle_bytes": None, "peak_bytes": None}
 
-    def _process(self) -> int | None:
-        """The server's process, where it runs on this machine and was started by us."""
-        ours = server_records.find(self.urls[0]) if len(self.urls) == 1 else None
-        return ours.pid if ours is not None else None
+    def _ours(self) -> server_records.Server | None:
+        """The server, where it runs on this machine and was started by us."""
+        return server_records.find(self.urls[0]) if len(self.urls) == 1 else None
 
     def _open_run(self, requests: Sequence[RowRequest], **options: Any) -> RemoteRun:
         self._announce()
@@ -215,7 +214,7 @@ class RemoteEngine(InferenceEngine):
             wire=self.wire(),
             model=self.served_name,
             prepare=lambda: self._ready(service, requests),
-            process=self._process(),
+            ours=self._ours(),
             **options,
         )
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import measure
+from .. import measure, server_records
 from ..errors import NbinferError, ServerUnreachable
 from ..lease import Ticket, lease_for
 from ..measure import PeakSampler
@@ -52,9 +52,9 @@ class RemoteRun(Run):
         Where, in which words, and the name under which the model is served.
     prepare : coroutine function
         Makes sure of the servers before the first row; raises what stands in the way.
-    process : int, optional
-        The root of the server's process tree, where we started it on this machine: its memory
-        is measured, and the run takes the lease of the device.
+    ours : Server, optional
+        Its record, where we started it on this machine: its memory is measured, the run takes
+        the lease of the device, and if it ends its last words are told.
     requests, **options
         As of ``Run``.
     """
@@ -67,7 +67,7 @@ class RemoteRun(Run):
         wire: Wire,
         model: str,
         prepare: Callable[[], Coroutine[Any, Any, None]],
-        process: int | None = None,
+        ours: server_records.Server | None = None,
         device: str = "cpu",
         **options: Any,
     ) -> None:
@@ -77,7 +77,7 @@ class RemoteRun(Run):
         self.retries = 0
         self.idle_bytes: int | None = None
         self.peak_bytes = 0
-        self._process = process
+        self._ours = ours
         self._device = device
         self._wire = wire
         self._model = model
@@ -113,7 +113,7 @@ class RemoteRun(Run):
         self.connect_s = time.monotonic() - started
         loop.soon(self._begin)
         try:
-            yield from self._rows() if self._process is None else self._rows_of_ours(self._process)
+            yield from self._rows() if self._ours is None else self._rows_of_ours(self._ours.pid)
         finally:
             loop.soon(self._cancel_all)
 
@@ -141,7 +141,9 @@ class RemoteRun(Run):
 
     def _ended(self, event: Event) -> None:
         error: NbinferError = event["error"]
-        error.message += f" ({self._done} of {len(self.requests)} rows were done)"
+        first, *log = error.message.split("\n", 1)
+        first += f" ({self._done} of {len(self.requests)} rows were done)"
+        error.message = "\n".join([first, *log])
         self.outcome.error = error
 
     # ------------------------------------------------------------------- in the loop
@@ -255,7 +257,9 @@ class RemoteRun(Run):
         return event
 
     def _lost(self, failure: Failure) -> ServerUnreachable:
-        return ServerUnreachable(
-            f"{self.service.label} answers no more: {self.service.scrubbed(failure.message)}",
-            hint="The finished rows are kept. RemoteParams(max_retries=...) waits longer.",
-        )
+        words = self.service.scrubbed(failure.message)
+        hint = "The finished rows are kept. RemoteParams(max_retries=...) waits longer."
+        if self._ours is not None and not self._ours.alive:
+            words = f"its process has ended\n{self.service.scrubbed(self._ours.log_tail(12))}"
+            hint = f"The finished rows are kept. The server's whole log: {self._ours.log}"
+        return ServerUnreachable(f"{self.service.label} answers no more: {words}", hint=hint)

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from nbinfer import GenerationParams, ModelParams, NativeTextInferenceEngine, gpu
+from nbinfer.records import Progress
 
 from .conftest import GREEDY, installed
 from .test_conformance import PROMPTS
@@ -109,21 +110,29 @@ def test_the_kept_prefixes_are_bounded_and_apart(native):
 
 
 def test_rows_of_two_runs_decode_in_one_pass(native, passes):
-    frames = {}
-    params = GenerationParams(max_new_tokens=100)
-    long = threading.Thread(target=lambda: frames.update(long=native.infer(PROMPTS, params)))
+    stories = [f"Write a long story about {thing}." for thing in ("a ship", "a clock", "the sea")]
+    params = GenerationParams(max_new_tokens=100)  # none of them ends before that
+    frames, decoding = {}, threading.Event()
+
+    def heard(record):
+        if isinstance(record, Progress) and record.tokens > len(stories):
+            decoding.set()
+
+    long = threading.Thread(
+        target=lambda: frames.update(long=native.infer(stories, params, progress=heard))
+    )
     long.start()
-    time.sleep(1)
+    assert decoding.wait(120)
     joined = native.infer("Write a long story about a fox.", GREEDY)
     was_running = long.is_alive()
     long.join()
     assert was_running, "the long run ended first: it proved nothing"
     assert frames["long"]["error"].isna().all()
     sizes = [rows for rows, columns in passes() if columns == 1]
-    assert max(sizes) > 1
+    assert max(sizes) == len(stories) + 1
     assert any(later == earlier + 1 for earlier, later in itertools.pairwise(sizes))
     assert joined["output"][0] == plain(native, "Write a long story about a fox.")
-    assert frames["long"]["output"][1] == plain(native, PROMPTS[1], 100)
+    assert frames["long"]["output"][1] == plain(native, stories[1], 100)
 
 
 def test_a_cancelled_run_leaves_the_others_alone(native):
