@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..engines import llamacpp, native, vllm
 from ..gpu import CONTEXT_BYTES
 from .kvcache import LLAMACPP_BATCH, VLLM_CPU_STEP, VLLM_STEP
 from .shapes import Shape
@@ -14,13 +13,16 @@ __all__ = ["Job", "activations_bytes", "overhead_bytes"]
 NATIVE_CHUNK = 512  # tokens of a row in one pass: worker/backends/native.py
 # Copies of a row's scores: float32, what the sampler makes of them, candidates to choose from.
 SCORES = {"native": 6, "vllm": 3, "llamacpp": 5}
-# Processes, libraries and heaps on a CPU: the round figures that the engines' modules budget
-# with, of SmolLM2-135M. On a GPU it is the CUDA context, an allowance.
+# Processes, libraries and heaps on a CPU: what ``benchmarks/memory.py`` finds for SmolLM2-135M beside
+# everything else that is counted here. On a GPU it is the CUDA context, an allowance.
 OVERHEAD = {
-    "llamacpp": llamacpp.OVERHEAD_BYTES,
-    "native": native.OVERHEAD_BYTES,
-    "vllm": vllm.OVERHEAD_BYTES,
+    "llamacpp": 46_000_000,
+    "native": 600_000_000,
+    "vllm": 1_800_000_000,
 }
+# Of llama.cpp's vocabulary, for each token: its text and score (40 bytes), a node and a bucket of the
+# map from texts (72), its text as a piece (32), by the types of llama-vocab.cpp on 64 bits.
+LLAMACPP_TOKEN = 144
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,7 @@ def _projections(shape: Shape, rows: int) -> int:
     return rows * 2 * (shape.heads + 2 * shape.kv_heads) * shape.head_dim
 
 
-def overhead_bytes(engine: str, *, gpu: bool) -> int:
-    """What an engine takes for itself: its processes on a CPU, a CUDA context on a GPU.
-
-    Round figures, not fitted ones: ``benchmarks/memory.py`` shows how far off they are.
-    """
-    return CONTEXT_BYTES if gpu else OVERHEAD[engine]
+def overhead_bytes(engine: str, shape: Shape, *, gpu: bool) -> int:
+    """What an engine takes for itself: its processes on a CPU, a CUDA context on a GPU."""
+    own = CONTEXT_BYTES if gpu else OVERHEAD[engine]
+    return own + (LLAMACPP_TOKEN * shape.vocab if engine == "llamacpp" else 0)

@@ -69,7 +69,7 @@ def estimate(
         _weights(found, engine, precision, job.parallel),
         cache,
         activations_bytes(found.shape, engine, job, width),
-        overhead_bytes(engine, gpu=job.gpu),
+        overhead_bytes(engine, found.shape, gpu=job.gpu),
     )
 
 

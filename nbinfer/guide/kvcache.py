@@ -70,7 +70,9 @@ def kv_bytes(
     - ``vllm``: ``window - 1`` and one step's tokens, in whole blocks and one more
       (``v1/kv_cache_interface.SlidingWindowSpec``);
     - ``llamacpp``: ``window`` for each slot and one batch, padded to 256, where the layers
-      alternate (``llama-kv-cache-iswa.cpp``), else every token.
+      alternate (``llama-kv-cache-iswa.cpp``), else every token. There each slot also keeps copies
+      of its window, from which a prompt that begins alike goes on (``server-context.cpp``,
+      ``create_checkpoint``): one at the prompt's end, and one a batch before it.
 
     Tensor parallelism divides the heads; a device has one at least, and MLA's vector is kept by
     each (vLLM, ``ModelConfig.get_num_kv_heads``).
@@ -99,7 +101,8 @@ def _llamacpp_cells(shape: Shape, context: int, batch: int) -> tuple[int, int]:
     if not 0 < shape.windowed < shape.layers or shape.window is None:
         return full, full
     short = shape.window * batch + LLAMACPP_BATCH
-    return full, _padded(min(full, short), LLAMACPP_PAD)
+    copies = (1 + (context > LLAMACPP_BATCH)) * batch * min(shape.window, context)
+    return full, _padded(min(full, short), LLAMACPP_PAD) + copies
 
 
 def _vllm_cells(shape: Shape, context: int, batch: int, *, gpu: bool) -> tuple[int, int]:

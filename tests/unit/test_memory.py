@@ -162,7 +162,9 @@ def test_a_sliding_window_bounds_its_layers():
     token = 2 * 2 * 1 * 256  # of a layer
     assert cache("gemma-3-270m", "native", 4096) == token * (3 * 4096 + 15 * 512)
     # llama.cpp: a window for each slot and a batch, and the slack of a batch in the others.
-    assert cache("gemma-3-270m", "llamacpp", 4096, 2) == token * (3 * 8448 + 15 * 1280)
+    assert cache("gemma-3-270m", "llamacpp", 4096, 2) == token * (
+        3 * 8448 + 15 * (1280 + 2 * 2 * 512)  # two copies of each slot's window
+    )
     # vLLM: a window and a step, in blocks of 16 and one more.
     blocks = 511 + 8192
     assert cache("gemma-3-270m", "vllm", 32_768, gpu=True) == token * (

@@ -20,6 +20,10 @@ if sys.byteorder != "little":
 
 __all__ = ["common_params", "xllamacpp"]
 
+# Copies that a slot keeps of what its layers with a sliding window hold (or of a recurrent state),
+# to go on from where a later prompt parts from an earlier one. A prompt makes two. The library's own
+# bound is 32 for each slot, which is gigabytes for a model whose cache takes a tenth of that.
+CHECKPOINTS = 2
 SPLIT_MODES = ("none", "layer", "row", "tensor")
 CACHE_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 
@@ -42,6 +46,7 @@ def common_params(model):
     p.cpuparams.n_threads = model["n_threads"]
     p.cpuparams_batch.n_threads = options.get("n_threads_batch", model["n_threads"])
     p.n_gpu_layers = options.get("n_gpu_layers", -1)
+    p.n_ctx_checkpoints = CHECKPOINTS
     p.cache_ram_mib = options.get("cache_ram_mib", 0)
     p.main_gpu = options.get("main_gpu", 0)
     p.warmup = False
