@@ -13,15 +13,16 @@ __all__ = ["Job", "activations_bytes", "overhead_bytes"]
 NATIVE_CHUNK = 512  # tokens of a row in one pass: worker/backends/native.py
 # Copies of a row's scores: float32, what the sampler makes of them, candidates to choose from.
 SCORES = {"native": 6, "vllm": 3, "llamacpp": 5}
-# Processes, libraries and heaps on a CPU: what ``benchmarks/memory.py`` finds for SmolLM2-135M beside
-# everything else that is counted here. On a GPU it is the CUDA context, an allowance.
+# Processes, libraries and heaps on a CPU. llama.cpp's is what ``benchmarks/memory.py`` finds of
+# SmolLM2-135M beside all else that is counted here; the others are round figures. On a GPU it is
+# the CUDA context, an allowance.
 OVERHEAD = {
     "llamacpp": 46_000_000,
     "native": 600_000_000,
     "vllm": 1_800_000_000,
 }
-# Of llama.cpp's vocabulary, for each token: its text and score (40 bytes), a node and a bucket of the
-# map from texts (72), its text as a piece (32), by the types of llama-vocab.cpp on 64 bits.
+# Of llama.cpp's vocabulary, for each token: its text and score (40 bytes), a node and a bucket of
+# the map from texts (72), its text as a piece (32), by llama-vocab.cpp's types on 64 bits.
 LLAMACPP_TOKEN = 144
 
 

@@ -21,8 +21,8 @@ if sys.byteorder != "little":
 __all__ = ["common_params", "xllamacpp"]
 
 # Copies that a slot keeps of what its layers with a sliding window hold (or of a recurrent state),
-# to go on from where a later prompt parts from an earlier one. A prompt makes two. The library's own
-# bound is 32 for each slot, which is gigabytes for a model whose cache takes a tenth of that.
+# to go on from where a later prompt parts from an earlier one. A prompt makes two. The library's
+# own bound is 32 for each slot: gigabytes for a model whose cache takes a tenth of that.
 CHECKPOINTS = 2
 SPLIT_MODES = ("none", "layer", "row", "tensor")
 CACHE_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
