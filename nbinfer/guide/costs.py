@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..gpu import CONTEXT_BYTES
-from .kvcache import LLAMACPP_BATCH, VLLM_CPU_STEP, VLLM_STEP
+from .kvcache import LLAMACPP_BATCH, VLLM_CPU_STEP, VLLM_STEP, kv_bytes
 from .shapes import Shape
 
 __all__ = ["Job", "activations_bytes", "overhead_bytes"]
@@ -13,12 +13,12 @@ __all__ = ["Job", "activations_bytes", "overhead_bytes"]
 NATIVE_CHUNK = 512  # tokens of a row in one pass: worker/backends/native.py
 # Copies of a row's scores: float32, what the sampler makes of them, candidates to choose from.
 SCORES = {"native": 6, "vllm": 3, "llamacpp": 5}
-# Processes, libraries and heaps on a CPU. llama.cpp's is what ``benchmarks/memory.py`` finds of
-# SmolLM2-135M beside all else that is counted here; the others are round figures. On a GPU it is
-# the CUDA context, an allowance.
+# Processes, libraries and heaps on a CPU: what ``benchmarks/memory.py`` finds of SmolLM2-135M
+# beside all else that is counted here; vLLM's is a round figure. On a GPU it is the CUDA context,
+# an allowance.
 OVERHEAD = {
     "llamacpp": 46_000_000,
-    "native": 600_000_000,
+    "native": 383_000_000,
     "vllm": 1_800_000_000,
 }
 # Of llama.cpp's vocabulary, for each token: its text and score (40 bytes), a node and a bucket of
@@ -48,7 +48,8 @@ def activations_bytes(shape: Shape, engine: str, job: Job, width: int) -> int:
     - ``native``: rows times a chunk of at most 512 tokens. Under the mask of a padded batch
       Transformers repeats keys and values for each query head
       (``integrations/sdpa_attention.repeat_kv``), and appending to a layer's cache copies it
-      (``cache_utils.DynamicLayer.update``).
+      (``cache_utils.DynamicLayer.update``). Beside the batch's cache each row's keys and values
+      are kept once more, for rows that begin alike, where no layer has a window.
     - ``vllm``: one step's tokens, whatever the batch (``max_num_batched_tokens``).
     - ``llamacpp``: one batch of 256 tokens, in float32, and its mask over all cells.
     """
@@ -61,7 +62,8 @@ def activations_bytes(shape: Shape, engine: str, job: Job, width: int) -> int:
         appended = kept * shape.kv_heads * (shape.head_dim + shape.value_dim)
         attention = repeated + appended + rows * job.context
         body = max(_mlp(shape, rows), attention) + _projections(shape, rows)
-        return max(body * width // job.parallel, scores)
+        again = 0 if shape.windowed else kv_bytes(shape, engine, job.context, job.batch, 8 * width)
+        return max(body * width // job.parallel, scores) + again // job.parallel
     if engine == "vllm":
         step = VLLM_STEP if job.gpu else VLLM_CPU_STEP
         rows = min(step, job.context * job.batch)

@@ -147,6 +147,7 @@ class Joining:
         for place, seat in enumerate(seats):
             seat.pairs = _prefixes.cut(prefill.cache, prefill.mask, place)
             self._prefixes.keep(prefill.adapter, seat.row.tokens, seat.pairs)
+        prefill.cache = None  # each row has its own: a third copy would be there while they join
         self._prefill = None
         self._choose(seats, scores, Sampler([seat.row for seat in seats]))
         self._take_out([seat for seat in seats if seat.over])

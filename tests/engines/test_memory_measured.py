@@ -1,0 +1,42 @@
+"""``%memory`` against the peak of a real engine; ``benchmarks/memory.py`` has more of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbinfer import GenerationParams, LlamaCppInferenceEngine, ModelParams
+from nbinfer.guide.costs import Job
+from nbinfer.guide.estimates import estimate
+from nbinfer.guide.sources import describe
+
+NEW = 6
+WORDS = ("red", "green", "blue", "black")  # a token each, and no two rows begin alike
+
+
+@pytest.fixture
+def alone(_end):
+    """No other engine of the same file: PSS shares its pages between them."""
+    from nbinfer.residents import pool
+
+    pool.unload_all()
+
+
+def both(context, batch):
+    """The estimate and the peak of an engine whose every row is full, in bytes."""
+    found = describe("smollm2-135m")
+    made = estimate(found, "llamacpp", found.precision, Job(context, batch)).total
+    options = {"n_ctx": context, "n_parallel": batch, "kv_tokens": context * batch}
+    prompts = [f" {word}" * (context - 2 * NEW) for word in WORDS[:batch]]
+    with LlamaCppInferenceEngine(ModelParams(model_kwargs=options)) as engine:
+        frame = engine.infer(prompts, GenerationParams(max_new_tokens=NEW, raw=True))
+    assert frame["error"].isna().all()
+    return made, int(frame["peak_memory_bytes"].iloc[0])
+
+
+@pytest.mark.usefixtures("alone")
+def test_an_estimate_is_what_llamacpp_takes():
+    small, large = both(256, 1), both(1024, 4)
+    for made, peak in (small, large):
+        assert made == pytest.approx(peak, rel=0.1)
+    # No constant can make the difference right.
+    assert large[0] - small[0] == pytest.approx(large[1] - small[1], rel=0.1)
