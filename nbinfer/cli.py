@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -34,7 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with _terminable():
             status: int = options.run(options)
+            sys.stdout.flush()
         return status
+    except BrokenPipeError:  # whoever read it has seen enough (``| head``)
+        # Or the interpreter, as it ends, would flush into the same pipe and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except RunInterrupted as stopped:
         if stopped.frame is not None and len(stopped.frame):
             _show(stopped.frame)

@@ -64,3 +64,36 @@ def smollm2(
         for part in parts
     }
     return write_peft(folder, modules)
+
+
+ATTENTION = {"self_attn.q_proj": (576, 576), "self_attn.v_proj": (576, 192)}
+
+
+def noise(
+    folder: Path,
+    seed: int,
+    *,
+    rank: int = 8,
+    modules: Mapping[str, tuple[int, int]] = ATTENTION,
+    inside: str = "model.layers.{}.",
+    scale: float = 0.3,
+) -> str:
+    """A random adapter of 30 layers, its modules with what each takes and gives."""
+    random = np.random.default_rng(seed)
+    found = {}
+    for layer in range(30):
+        for module, (takes, gives) in modules.items():
+            name = f"{inside.format(layer)}{module}"
+            if name not in found:  # a module of no layer is one
+                a, b = (
+                    random.normal(0, scale, (rank, takes)),
+                    random.normal(0, scale, (gives, rank)),
+                )
+                found[name] = (a, b)
+    return write_peft(
+        folder,
+        found,
+        lora_alpha=rank,
+        task_type="CAUSAL_LM",
+        target_modules=[module.rpartition(".")[2] for module in modules],
+    )

@@ -11,6 +11,7 @@ from ..config import GenerationParams, ModelParams
 from ..errors import ConfigurationError
 from .adapters import PeftAdapters
 from .local import check_counts, physical_cores
+from .parallel import check_tensor_parallel
 
 __all__ = ["NativeTextInferenceEngine"]
 
@@ -125,6 +126,7 @@ class NativeTextInferenceEngine(PeftAdapters):
         ranks = options.get("tensor_parallel_size") or 1
         forms = ("safetensors", "gguf") if ranks == 1 else ("safetensors",)
         model = self._resolve(progress, *forms)
+        check_tensor_parallel(model, ranks, repeats_kv=False)
         message = {
             **self._transformers_message(model),
             "options": options,

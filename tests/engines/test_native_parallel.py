@@ -15,7 +15,6 @@ from nbinfer import (
     EngineCrashed,
     ExecutionError,
     GenerationParams,
-    LoadError,
     ModelParams,
     NativeTextInferenceEngine,
 )
@@ -129,12 +128,13 @@ def test_a_rank_that_dies_ends_the_worker_with_the_cause(pair):
 
 @pytest.mark.parametrize(
     ("size", "model", "words"),
-    [(2, "smollm2-135m", "9 attention heads and 3 key-value heads: 3 would do"), (4, None, "2 wo")],
+    [(2, "smollm2-135m", "3 heads of keys and values"), (4, None, "4 attention heads")],
 )
 def test_a_size_that_does_not_divide_the_heads_names_those_that_do(_end, size, model, words):
     installed("native")
-    with pytest.raises(LoadError, match=words):
+    with pytest.raises(ConfigurationError, match=words) as caught:
         engine(size, model).load()
+    assert caught.value.hint == f"what would do: 1, {3 if model else 2}"
 
 
 @pytest.mark.parametrize(

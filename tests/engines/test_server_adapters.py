@@ -7,18 +7,15 @@ that an adapter shows, that it shows nowhere else, and that a prefix is cached f
 from __future__ import annotations
 
 import dataclasses
-import json
-import struct
 import threading
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 import nbinfer
 from nbinfer import GenerationParams, ModelNotFound, ModelParams
 
+from ..lora import noise
 from .conftest import ADAPTER, SERVERS
 
 ASKED = "Tell me about the sea."  # nothing that the adapter was trained on
@@ -33,47 +30,10 @@ pytestmark = [
 ]
 
 
-ATTENTION = {"self_attn.q_proj": (576, 576), "self_attn.v_proj": (576, 192)}
-
-
-def lora(
-    folder: Path, seed: int, *, rank: int = 8, modules=ATTENTION, inside="model.layers.{}."
-) -> str:
-    """A LoRA adapter as PEFT writes it, with random weights: its effect is plain to see."""
-    random = np.random.default_rng(seed)
-    header, data = {}, b""
-    for layer in range(30):
-        for module, (takes, gives) in modules.items():
-            name = f"base_model.model.{inside.format(layer)}{module}"
-            for side, shape in (("A", (rank, takes)), ("B", (gives, rank))):
-                raw = random.normal(0, 0.3, shape).astype(np.float32).tobytes()
-                header[f"{name}.lora_{side}.weight"] = {
-                    "dtype": "F32",
-                    "shape": list(shape),
-                    "data_offsets": [len(data), len(data) + len(raw)],
-                }
-                data += raw
-        if inside.format(layer) == inside.format(layer + 1):
-            break
-    text = json.dumps(header).encode()
-    folder.mkdir()
-    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": rank,
-        "lora_alpha": rank,
-        "target_modules": [module.rpartition(".")[2] for module in modules],
-        "bias": "none",
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return str(folder)
-
-
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
     """A second adapter: its weights are random, and its effect is plain to see."""
-    return lora(tmp_path_factory.mktemp("lora") / "other", seed=2)
+    return noise(tmp_path_factory.mktemp("lora") / "other", seed=2)
 
 
 @pytest.fixture
@@ -147,10 +107,10 @@ def test_an_adapter_that_cannot_be_loaded_is_refused_and_the_server_lives(varian
     for path, words in (
         (str(tmp_path / "none"), "cannot load the adapter 'bad'"),
         (
-            lora(tmp_path / "narrow", seed=3, modules={"self_attn.q_proj": (64, 576)}),
+            noise(tmp_path / "narrow", seed=3, modules={"self_attn.q_proj": (64, 576)}),
             "takes 576 values and the adapter's 64",
         ),
-        (lora(tmp_path / "high", seed=4, rank=128), "rank"),
+        (noise(tmp_path / "high", seed=4, rank=128), "rank"),
     ):
         with pytest.raises(ModelNotFound, match=words):
             variant.make(adapters={"bad": path}).infer(ASKED, GREEDY)
@@ -163,8 +123,8 @@ def test_what_sglang_would_drop_or_mix_up_is_refused(variant, tmp_path, _end):
     """A part of a fused module alone, and the output layer, whose rows its plain LoRA mixes up."""
     if variant.engine != "sglang":
         pytest.skip("vLLM's own LoRA knows both")
-    alone = lora(tmp_path / "alone", seed=5, modules={"self_attn.v_proj": (576, 192)})
-    head = lora(tmp_path / "head", seed=6, modules={"lm_head": (576, 49152)}, inside="")
+    alone = noise(tmp_path / "alone", seed=5, modules={"self_attn.v_proj": (576, 192)})
+    head = noise(tmp_path / "head", seed=6, modules={"lm_head": (576, 49152)}, inside="")
     for path, words in ((alone, "takes none without q_proj and v_proj"), (head, "changes lm_head")):
         with pytest.raises(ModelNotFound, match=words):
             variant.make(adapters={"bad": path}).load()
@@ -177,6 +137,6 @@ def test_what_is_served_by_that_name_is_not_another_folder(variant, other, _end)
 
 def test_an_adapter_that_does_not_fit_stops_the_start(variant, tmp_path):
     """Told before the library is asked, by the server that is to have it from the start."""
-    given = {"bad": lora(tmp_path / "narrow", seed=3, modules={"self_attn.q_proj": (64, 576)})}
+    given = {"bad": noise(tmp_path / "narrow", seed=3, modules={"self_attn.q_proj": (64, 576)})}
     with pytest.raises(nbinfer.LoadError, match=r"'bad' does not fit.* takes 576 values"):
         nbinfer.serve(variant.server, ModelParams(adapters=given))

@@ -6,12 +6,10 @@ import dataclasses
 import json
 import re
 import shutil
-import struct
 import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -35,6 +33,7 @@ from nbinfer.guide import materials
 from nbinfer.residents import pool
 
 from ..conftest import eventually
+from ..lora import noise
 from .conftest import GREEDY, installed
 from .pictures import RED, png
 
@@ -48,35 +47,7 @@ def engine(_end):
 
 
 def lora(folder: Path, seed: int, *, rank: int = 8, width: int = 576) -> str:
-    """A LoRA adapter as PEFT writes it, with random weights: its effect is plain to see."""
-    random = np.random.default_rng(seed)
-    tensors = {}
-    for layer in range(30):
-        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
-        tensors[f"{name}.lora_A.weight"] = random.normal(0, 0.4, (rank, width))
-        tensors[f"{name}.lora_B.weight"] = random.normal(0, 0.4, (width, rank))
-    header, data = {}, b""
-    for name, values in tensors.items():
-        raw = values.astype(np.float32).tobytes()
-        header[name] = {
-            "dtype": "F32",
-            "shape": list(values.shape),
-            "data_offsets": [len(data), len(data) + len(raw)],
-        }
-        data += raw
-    text = json.dumps(header).encode()
-    folder.mkdir()
-    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": rank,
-        "lora_alpha": rank,
-        "target_modules": ["q_proj"],
-        "bias": "none",
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return str(folder)
+    return noise(folder, seed, rank=rank, modules={"self_attn.q_proj": (width, width)}, scale=0.4)
 
 
 def test_adapters_need_one_load_and_no_more(engine, tmp_path):

@@ -288,3 +288,21 @@ def test_a_terminated_install_leaves_no_process(tmp_path):
         command.terminate()
         assert command.wait(20) == 143
     assert psutil.wait_procs(children, timeout=5)[1] == []
+
+
+def test_a_reader_that_has_seen_enough(clean):
+    reading, writing = os.pipe()
+    os.close(reading)  # as `| head` does, once it has its lines
+    try:
+        done = subprocess.run(
+            [*NBINFER, "installed"],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode == 128 + signal.SIGPIPE

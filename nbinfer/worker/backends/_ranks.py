@@ -45,13 +45,13 @@ class StepFailed(Exception):
     """Choosing tokens failed on rank 0, and all ranks have ended the batch."""
 
 
-def check(size, model):
-    """Refuse a size that the model cannot be split by.
+def check(model):
+    """Refuse a model that Transformers cannot split; sizes are checked in the kernel.
 
     Raises
     ------
     ValueError
-        With the sizes that would do.
+        With the reason.
     """
     trust = bool(model.get("trust_remote_code"))
     whole = AutoConfig.from_pretrained(model["path"], trust_remote_code=trust)
@@ -64,21 +64,6 @@ def check(size, model):
         raise ValueError(
             f"Transformers has no plan to split {config.model_type!r} over ranks: load it without "
             "tensor_parallel_size"
-        )
-    heads = config.num_attention_heads
-    shared = getattr(config, "num_key_value_heads", None) or heads
-    if heads % size or shared % size:
-        both = math.gcd(heads, shared)
-        fit = [str(n) for n in range(2, both + 1) if both % n == 0]
-        raise ValueError(
-            f"tensor_parallel_size={size} does not divide the model's {heads} attention heads and "
-            f"{shared} key-value heads: "
-            + (f"{', '.join(fit)} would do" if fit else "no size but 1 does")
-        )
-    if torch.cuda.is_available() and torch.cuda.device_count() < size:
-        raise ValueError(
-            f"tensor_parallel_size={size} needs as many GPUs, and there are "
-            f"{torch.cuda.device_count()}"
         )
 
 
@@ -96,7 +81,7 @@ class Ranks:
     """
 
     def __init__(self, size, model, options):
-        check(size, model)
+        check(model)
         self._loaded = False
         self._folder = tempfile.TemporaryDirectory(prefix="nbinfer-ranks-")
         threads = max(1, torch.get_num_threads() // size)
