@@ -7,14 +7,16 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 import nbinfer
 from nbinfer import environments, interrupts, lease, notices, runstore, selection, settings
+from nbinfer.progress import Silent
 from nbinfer.recipes import RECIPES
 from nbinfer.residents import pool
 
@@ -116,6 +118,16 @@ def descriptors() -> set[str]:
             if target.startswith("pipe:") or "nbinfer" in target:
                 found.add(f"{fd.name} {target}")
     return found
+
+
+class Hears(Silent):
+    """A reporter that calls a function with each record of a run."""
+
+    def __init__(self, told: Callable[[Any], None]) -> None:
+        self._told = told
+
+    def __call__(self, record: Any, /) -> None:
+        self._told(record)
 
 
 def eventually(true, seconds: float = 10.0) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from nbinfer import GenerationParams, ModelParams, NativeTextInferenceEngine, gpu
 from nbinfer.records import Progress
 
+from ..conftest import Hears
 from .conftest import GREEDY, installed
 from .test_conformance import PROMPTS
 
@@ -119,7 +120,7 @@ def test_rows_of_two_runs_decode_in_one_pass(native, passes):
             decoding.set()
 
     long = threading.Thread(
-        target=lambda: frames.update(long=native.infer(stories, params, progress=heard))
+        target=lambda: frames.update(long=native.infer(stories, params, progress=Hears(heard)))
     )
     long.start()
     assert decoding.wait(120)

@@ -22,11 +22,13 @@ from nbinfer import (
     OpenAICompatibleInferenceEngine,
     RemoteParams,
     RunInterrupted,
+    ServerUnreachable,
     settings,
 )
+from nbinfer.records import Finished
 from nbinfer.worker.sessions import session_pids
 
-from ..conftest import eventually
+from ..conftest import Hears, eventually
 from ..kernel import Kernel
 from ..unit.conftest import interrupt_when
 from .conftest import SERVERS
@@ -101,6 +103,20 @@ def test_a_record_of_a_process_that_is_gone_is_none(server):
     os.kill(server.pid, signal.SIGKILL)
     assert eventually(lambda: nbinfer.servers() == [])
     assert eventually(lambda: session_pids(server.pid) == [])
+
+
+def test_one_that_ends_in_a_run_is_told_with_its_last_words(server):
+    def heard(record):
+        if isinstance(record, Finished):
+            os.kill(server.pid, signal.SIGKILL)
+
+    engine = OpenAICompatibleInferenceEngine(remote_params=RemoteParams(num_workers=1))
+    with pytest.raises(ServerUnreachable, match=r"its process has ended \(\d+ of 50") as caught:
+        engine.infer([f"Count to {n}." for n in range(50)], SHORT, progress=Hears(heard))
+    assert server.log in str(caught.value)
+    frame = caught.value.frame
+    assert frame["finish_reason"].isin(["stop", "length"]).any()
+    assert frame["error"].notna().any()
 
 
 def test_a_port_of_ones_own_and_one_that_is_taken(clean):
