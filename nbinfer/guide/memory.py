@@ -83,8 +83,8 @@ def memory(
     -------
     pandas.DataFrame
         A row for each engine and precision. In bytes, on each device: ``weights_bytes``,
-        ``kv_cache_bytes``, ``activations_bytes``, ``overhead_bytes`` (the engine itself, a round
-        figure) and their sum, ``total_bytes``; ``fits``, by memory alone;
+        ``kv_cache_bytes``, ``activations_bytes``, ``overhead_bytes`` (the engine itself: see
+        :mod:`nbinfer.guide.costs`) and their sum, ``total_bytes``; ``fits``, by memory alone;
         ``measured_peak_bytes``, the highest that this model took on this machine in a run of that
         engine and precision, whatever its context and batch; ``largest_context``, at this batch,
         and ``largest_batch``, at this context, that fit (NA if none does); ``device``. What was
@@ -188,7 +188,6 @@ def _frame(
     notes = [
         f"{context:,} tokens x {batch}{each}",
         f"weights: {found.origin}",
-        "overhead: a round figure",
     ]
     frame.attrs["nbinfer"] = {
         "table": f"{found.name} · " + " · ".join(notes),
