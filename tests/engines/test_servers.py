@@ -267,8 +267,13 @@ def test_guided_decoding_in_the_servers_words(variant, engine):
 @pytest.mark.parametrize("variant", SERVERS, indirect=True)
 def test_log_probabilities_of_a_prompt(variant, engine):
     params = GenerationParams(max_new_tokens=2, prompt_logprobs=1, raw=True)
-    row = engine.infer("The capital of France is Paris.", params).loc[0]
-    first, *others = row["prompt_logprobs"]
-    assert first is None
-    assert len(others) == row["prompt_tokens"] - 1
-    assert all(token[0]["logprob"] <= 0 for token in others)
+    prompts = ["The capital of France is Paris.", "Red, blue and green are colours, are they not?"]
+    alone = [engine.infer(prompt, params).loc[0] for prompt in prompts]
+    together = engine.infer(prompts, params)
+    assert together["error"].isna().all()
+    for one, row in zip(alone, together.to_dict("records"), strict=True):
+        for found in (one, row):
+            first, *others = found["prompt_logprobs"]
+            assert first is None
+            assert len(others) == found["prompt_tokens"] - 1
+            assert all(token[0]["logprob"] <= 0 for token in others)
