@@ -228,11 +228,11 @@ def test_a_model_on_two_devices(mode):
 
 def test_capacity_follows_context_and_memory(monkeypatch):
     nbinfer.configure(memory_budget_bytes=1_000_000_000)
-    assert llamacpp._capacity({}, 2048, 23_040) == (8, 8192)
-    assert llamacpp._capacity({}, 2048, 131_072) == (8, 2048)  # a quarter of the budget is less
-    assert llamacpp._capacity({}, 16_384, 23_040) == (8, 16_384)  # never below one context
+    assert llamacpp._capacity({}, 2048, 23_040) == (16, 8192)
+    assert llamacpp._capacity({}, 2048, 131_072) == (16, 2048)  # a quarter of the budget is less
+    assert llamacpp._capacity({}, 16_384, 23_040) == (16, 16_384)  # never below one context
     assert llamacpp._capacity({"n_parallel": 2}, 2048, 23_040)[0] == 2
-    assert llamacpp._capacity({"kv_tokens": 4096}, 2048, 23_040) == (8, 4096)
+    assert llamacpp._capacity({"kv_tokens": 4096}, 2048, 23_040) == (16, 4096)
 
 
 def test_quantized_cache_takes_less_memory():
