@@ -29,6 +29,7 @@ class Guard:
     def __init__(self) -> None:
         self.count = 0
         self.handled = 0
+        self._told = 0  # those that reached a listener
         self._listeners: list[Callable[[], None]] = []
 
     def __call__(self, _signal: int, _frame: FrameType | None) -> None:
@@ -37,7 +38,10 @@ class Guard:
     def stop(self) -> None:
         """An interrupt, from any thread."""
         self.count += 1
-        for listener in list(self._listeners):
+        listeners = list(self._listeners)
+        if listeners:
+            self._told = self.count
+        for listener in listeners:
             listener()
 
     def take(self) -> bool:
@@ -48,13 +52,14 @@ class Guard:
 
     @contextmanager
     def listening(self, listener: Callable[[], None]) -> Iterator[None]:
-        """Call ``listener`` at each interrupt, and for one that nobody has acted upon yet.
+        """Call ``listener`` at each interrupt, and at once for one that nobody was there for.
 
         It runs inside a signal handler: keep it small.
         """
         self._listeners.append(listener)
         try:
-            if self.count > self.handled:
+            if self.count > max(self.handled, self._told):
+                self._told = self.count
                 listener()
             yield
         finally:

@@ -135,7 +135,7 @@ def test_a_guard_in_another_thread_leaves_the_main_threads_alone():
         assert not others[0].take()
 
 
-def test_a_listener_is_told_of_one_that_nobody_has_acted_upon():
+def test_a_listener_is_told_of_one_that_nobody_was_there_for():
     told = []
     with guard() as held:
         ctrl_c()

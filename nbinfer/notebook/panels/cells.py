@@ -168,7 +168,7 @@ def _reads(cell: str) -> tuple[Any, ...] | None:
         assert isinstance(statement, ast.Expr)
         assert isinstance(statement.value, ast.Call)
         name, line, body = map(ast.literal_eval, statement.value.args)
-        commands = Commands(SimpleNamespace(user_ns={}))  # type: ignore[arg-type]
+        commands = Commands(SimpleNamespace(user_ns={}))
         options = PARSERS[name]().parse_line(line)
         prompts, extra = commands._asked(options, body)
         params = commands._generation(options)

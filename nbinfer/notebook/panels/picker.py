@@ -28,6 +28,7 @@ class Picker(ipywidgets.VBox):  # type: ignore[misc]
         self._changed = changed
         self._boxes: dict[str, Any] = {}
         self._rows: dict[str, Row] = {}
+        self._shown: tuple[Any, ...] = ()
 
     def draw(self, state: State) -> None:
         """Show the engines that there are; what was chosen stays chosen."""
@@ -41,8 +42,8 @@ class Picker(ipywidgets.VBox):  # type: ignore[misc]
             self._boxes[key].description = f"{label(row.selection)} ({row.state})"
         self._rows = rows
         boxes = tuple(self._boxes[key] for key in rows)
-        if boxes != self.children:
-            self.children = boxes
+        if boxes != self._shown:
+            self.children = self._shown = boxes
         for box in gone:
             close(box)
 
