@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import nbinfer
-from nbinfer import ModelParams, frame, selection
+from nbinfer import ModelParams, frame, notices, selection
 from nbinfer.notebook.panels import parts
 from nbinfer.notebook.panels.comparison import side_by_side
 from nbinfer.notebook.panels.refresher import refresher
@@ -77,6 +77,7 @@ def test_a_comparison_can_be_stopped(shell, panel):
     assert panel.wait(10)
     assert set(tab.frame["finish_reason"]) == {"cancelled"}
     assert set(tab.frame["model"]) == {"one"}
+    assert notices.listeners == []
     assert not tab.busy
 
 
@@ -154,7 +155,8 @@ def test_a_wrong_field_of_a_benchmark_is_said(panel, name, text, says):
     load("one")
     tab = panel.benchmark
     refresher.draw()
-    tab.picker.choose("echo")
+    for key, row in tab.picker._rows.items():
+        tab.picker._boxes[key].value = row.selection.model.model_name == "one"
     tab.fields[name].value = text
     tab.go.click()
     assert panel.wait(10)
@@ -324,3 +326,19 @@ def test_names_of_models_are_text(shell, panel):
     send(panel, "a")
     for value in htmls(panel):
         assert tags(value) <= ALLOWED
+
+
+def test_what_is_said_unasked_is_in_the_panel_too(panel, monkeypatch):
+    asked = panel.prompt._keep
+
+    def keep(found):
+        notices.notify("making <b>room</b>")
+        asked(found)
+
+    monkeypatch.setattr(panel.prompt, "_keep", keep)
+    send(panel, "a")
+    assert "making &lt;b&gt;room" in panel.prompt.notes.value
+    monkeypatch.undo()
+    send(panel, "a")
+    assert panel.prompt.notes.value == ""
+    assert notices.listeners == []

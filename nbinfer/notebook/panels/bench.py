@@ -62,6 +62,7 @@ class Bench(Work):
             titled("Load", ipywidgets.VBox(list(self.fields.values()), layout=WIDE)),
             ipywidgets.HBox([self.go, self.stop]),
             self.status,
+            self.notes,
             self.table,
             titled("The same as a cell", self.cell),
         )

@@ -70,6 +70,7 @@ class Comparison(Work):
             parameters,
             ipywidgets.HBox([self.go, self.stop]),
             self.status,
+            self.notes,
             self.numbers,
             self.answers,
             titled("The same as a cell", self.cell),

@@ -91,6 +91,7 @@ class Prompt(Work):
             titled("Prompt", self.text),
             ipywidgets.HBox([self.go, self.stop, self.new]),
             self.status,
+            self.notes,
             parameters,
             titled("The same as a cell", self.cell),
         )

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import ipywidgets
 
+from ... import notices
 from ...errors import NbinferError, RunInterrupted, brief_traceback
 from .jobs import Job, Jobs
-from .parts import WIDE, Shown, button, failed, quiet
+from .parts import WIDE, Shown, button, cut, failed, quiet
 
 __all__ = ["Work"]
 
 # More than that is no cell that anybody would copy from a box.
 MOST_OF_A_CELL = 100_000
+# Of what nbinfer said unasked while it ran: an eviction, precisions that differ.
+MOST_NOTES = 5
 
 
 class Work(ipywidgets.VBox):  # type: ignore[misc]
@@ -38,6 +43,8 @@ class Work(ipywidgets.VBox):  # type: ignore[misc]
         )
         self.status = ipywidgets.HTML()
         self.told = Shown(self.status)
+        self.notes = ipywidgets.HTML()
+        self._notes: deque[str] = deque(maxlen=MOST_NOTES)
         self.cell = ipywidgets.Textarea(
             placeholder="what you have just done, as a cell",
             tooltip="The same as a cell: select all, and copy",
@@ -107,7 +114,22 @@ class Work(ipywidgets.VBox):  # type: ignore[misc]
         if self.cell.value != self._same:
             self.cell.value = self._same
 
+    def _noticed(self, text: str) -> None:
+        self._notes.append(text)
+        if self.comm is not None:
+            self.notes.value = quiet("\n".join(cut(one, 500) for one in self._notes))
+
     def _work(self, work: Callable[[], None]) -> None:
+        self._notes.clear()
+        self.notes.value = ""
+        notices.listeners.append(self._noticed)
+        try:
+            self._try(work)
+        finally:
+            with contextlib.suppress(ValueError):
+                notices.listeners.remove(self._noticed)
+
+    def _try(self, work: Callable[[], None]) -> None:
         try:
             work()
         except RunInterrupted as stopped:
