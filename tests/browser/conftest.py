@@ -1,0 +1,92 @@
+"""A real JupyterLab in a real Chromium, driven by Playwright.
+
+``pip install -e ".[browser]"`` and Debian's ``chromium`` (or ``playwright install chromium``) are
+what these tests need; where one of them is missing they are skipped, with that line.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+
+sync = pytest.importorskip("playwright.sync_api", reason='pip install -e ".[browser]"')
+pytest.importorskip("jupyterlab", reason='pip install -e ".[browser]"')
+
+ROOT = Path(__file__).parents[2]
+START_S = 60
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[sync.Browser]:
+    """Chromium: the system's own, or Playwright's."""
+    with sync.sync_playwright() as driver:
+        own = shutil.which("chromium") or shutil.which("google-chrome")
+        if own is None and not Path(driver.chromium.executable_path).exists():
+            pytest.skip("apt install chromium, or: playwright install chromium")
+        found = driver.chromium.launch(executable_path=own, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory) -> Iterator[tuple[str, Path]]:
+    """A JupyterLab of its own: its address, and the folder that it shows."""
+    folder = tmp_path_factory.mktemp("lab")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += [
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        "--ServerApp.ip=127.0.0.1",
+    ]
+    command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder}"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "IPYTHONDIR": str(folder / ".ipython"),
+        **{f"JUPYTER_{name}_DIR": str(folder / ".jupyter") for name in ("CONFIG", "RUNTIME")},
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / ".settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / ".workspaces"),
+    }
+    with (folder / "lab.log").open("wb") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        wait_for(f"{address}/api", server, folder / "lab.log")
+        yield address, folder
+    finally:
+        server.terminate()  # its kernels end with it, and their workers with them
+        server.wait(30)
+
+
+def wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except OSError:
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+
+
+def notebook(folder: Path, name: str, *cells: str) -> None:
+    """Write a notebook of code cells."""
+    made = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+    )
+    nbformat.write(made, folder / name)
