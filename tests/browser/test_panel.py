@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from .conftest import notebook
@@ -34,7 +37,20 @@ def tab(page, name):
     page.locator(".jupyter-widgets .lm-TabBar-tab", has_text=name).first.click()
 
 
-def test_open_ask_stream_stop(page, lab, tmp_path):
+@pytest.fixture
+def shot(page, tmp_path):
+    """Take a picture: into NBINFER_TEST_PICTURES where that is set, for the docs."""
+    folder = Path(os.environ.get("NBINFER_TEST_PICTURES") or tmp_path)
+
+    def take(name):
+        page.locator(".jp-OutputArea-output .jupyter-widgets").first.screenshot(
+            path=folder / f"panel-{name}.png"
+        )
+
+    return take
+
+
+def test_open_ask_stream_stop(page, lab, shot):
     run(
         page,
         lab,
@@ -54,7 +70,6 @@ def test_open_ask_stream_stop(page, lab, tmp_path):
     page.get_by_text("tok/s").first.wait_for()
     stop = page.get_by_role("button", name="Stop").first
     assert stop.is_enabled()
-    page.screenshot(path=tmp_path / "prompt.png")
     stop.click()
     page.get_by_text("the model is not told of it").wait_for()
     # What was done, as a cell.
@@ -64,8 +79,55 @@ def test_open_ask_stream_stop(page, lab, tmp_path):
     page.get_by_text("rows 1–2 of 2").wait_for()
     tab(page, "Engines")
     page.get_by_text("Memory of resident models").wait_for()
-    page.screenshot(path=tmp_path / "engines.png")
     tab(page, "Start")
     page.get_by_text("Which model?").wait_for()
     tab(page, "Compare")
     page.get_by_text("Run", exact=True).first.wait_for()
+
+
+def test_a_real_engine_is_loaded_asked_compared_and_recovers(page, lab, shot):
+    run(
+        page,
+        lab,
+        "%load_ext nbinfer\n%engine load echo -m echo",
+        "panel = %panel\npanel",
+        "import os\ndef crash():\n"
+        "    os.kill(int(nbinfer.engines().query(\"engine == 'llamacpp'\")['pid'].iloc[0]), 9)\n"
+        "import nbinfer",
+    )
+    page.get_by_title("%engine load llamacpp -m smollm2-135m").click()
+    page.get_by_text("llamacpp · smollm2-135m is loaded").wait_for(timeout=60_000)
+    shot("engines")
+    tab(page, "Prompt")
+    page.get_by_text("Parameters").first.click()
+    page.get_by_label("Most tokens").first.fill("24")
+    page.get_by_label("Temperature").first.fill("hot")
+    page.locator("textarea[title='Prompt']").fill("Name three colours.")
+    page.get_by_text("temperature must be a finite number").first.wait_for()
+    page.get_by_label("Temperature").first.fill("")
+    page.get_by_role("button", name="Send").click()
+    page.get_by_text("24 tokens").first.wait_for(timeout=60_000)
+    shot("prompt")
+    tab(page, "Compare")
+    page.get_by_label("llamacpp · smollm2-135m (ready)").first.check()
+    page.get_by_label("echo · echo (ready)").first.check()
+    page.get_by_title("Prompts, with a line --- between them").fill("Say: a\n---\nSay: b")
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("4 rows; they are in").wait_for(timeout=120_000)
+    shot("compare")
+    tab(page, "Rows")
+    page.get_by_text("rows 1–5 of 5").wait_for()
+    shot("rows")
+    # The engine's process is killed: it shows, and a click loads it again.
+    page.locator(".jp-CodeCell .cm-content").last.click()
+    page.keyboard.press("Control+End")
+    page.keyboard.type("\ncrash()")
+    page.keyboard.press("Shift+Enter")
+    tab(page, "Engines")
+    page.get_by_text("SIGKILL; %engine logs llamacpp").wait_for()
+    page.get_by_title("%engine load llamacpp -m smollm2-135m").click()
+    page.get_by_text("ready").first.wait_for(timeout=60_000)
+    tab(page, "Start")
+    page.get_by_text("Which model?").wait_for()
+    page.get_by_text("Take ").first.wait_for(timeout=60_000)
+    shot("start")

@@ -60,7 +60,7 @@ class Answer(Silent):
         parts = [f"TTFT {format_seconds(max(0.0, self._first - self._since))}"]
         if self._tokens > 1 and now > self._first:
             parts.append(f"{(self._tokens - 1) / (now - self._first):.1f} tok/s")
-        return " · ".join([*parts, f"{self._tokens:,} tokens"])
+        return " · ".join([*parts, _count(self._tokens)])
 
 
 class Status(StatusLine):
@@ -93,9 +93,13 @@ def speed(row: Any) -> str:
     if not unknown(row.tpot_s) and row.tpot_s > 0:
         parts.append(f"{1 / row.tpot_s:.1f} tok/s")
     if not unknown(row.output_tokens):
-        parts.append(f"{int(row.output_tokens):,} tokens")
+        parts.append(_count(int(row.output_tokens)))
     if not unknown(row.latency_s):
         parts.append(format_seconds(float(row.latency_s)))
     if row.finish_reason not in ("stop", "error") and not unknown(row.finish_reason):
         parts.append(str(row.finish_reason))
     return " · ".join(parts)
+
+
+def _count(tokens: int) -> str:
+    return "1 token" if tokens == 1 else f"{tokens:,} tokens"
