@@ -13,7 +13,7 @@ from ..switcher import State
 from .cells import benchmark_cell
 from .jobs import Jobs
 from .live import Status
-from .parts import WIDE, quiet, titled
+from .parts import WIDE, quiet, table, titled
 from .picker import Picker
 from .work import Work
 
@@ -94,7 +94,7 @@ class Bench(Work):
 
         self.frame = frame
         if self.comm is not None:
-            self.table.value = frame_html(frame)
+            self.table.value = table(frame_html(frame))
 
     def snapshot(self) -> str:
         """The table as static HTML."""

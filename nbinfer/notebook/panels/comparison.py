@@ -18,7 +18,7 @@ from .cells import Asked, compare_cell, separated
 from .form import Form
 from .jobs import Jobs
 from .live import Status, speed
-from .parts import EDGE, TEXT, WIDE, block, cut, failed, quiet, titled
+from .parts import EDGE, TEXT, WIDE, block, cut, failed, quiet, table, titled
 from .picker import Picker
 from .work import Work
 
@@ -116,7 +116,7 @@ class Comparison(Work):
         shown = numbers[list(NUMBERS)]
         shown.attrs = {"nbinfer": {"table": "runs"}}
         if self.comm is not None:
-            self.numbers.value = frame_html(shown) + _bars(numbers)
+            self.numbers.value = table(frame_html(shown)) + _bars(numbers)
             self.answers.value = side_by_side(frame)
         self._keep(frame)
 
@@ -141,13 +141,15 @@ def side_by_side(frame: pd.DataFrame) -> str:
     cell = f"padding:.3em .6em;vertical-align:top;{EDGE};text-align:left"
     heads = [f"{row.engine} · {row.model}" for row in groups[0]]
     names = "".join(
-        f'<th scope="col" style="{cell}">{block(cut(name, 200))}</th>' for name in ["", *heads]
+        f'<th scope="col" style="{cell};width:{width}">{block(cut(name, 200))}</th>'
+        for name, width in [("", "8em"), *((head, "16em") for head in heads)]
     )
     body = "".join(_line(group, cell) for group in groups[:MOST_PROMPTS])
     more = len(groups) - MOST_PROMPTS
     note = quiet(f"… {more:,} more prompts; panel.compare.frame has all …") if more > 0 else ""
     return (
-        f'<div style="overflow-x:auto"><table style="{TEXT};border-collapse:collapse;width:100%">'
+        f'<div style="overflow-x:auto"><table style="{TEXT};border-collapse:collapse;'
+        'table-layout:fixed;min-width:100%">'
         f"<thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>{note}"
     )
 
@@ -166,7 +168,7 @@ def _line(group: Sequence[Any], cell: str) -> str:
             marks = html.escape(text) if reference is None else marked(reference, text)
             drawn = f'<div style="{TEXT};white-space:pre-wrap">{marks}</div>'
             reference = reference or text
-        cells.append(f'<td style="{cell};min-width:12em">{drawn}{quiet(speed(row))}</td>')
+        cells.append(f'<td style="{cell}">{drawn}{quiet(speed(row))}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 
 

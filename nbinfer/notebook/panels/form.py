@@ -108,7 +108,7 @@ class Form:
                 _settings,
             )
         )
-        columns = "repeat(auto-fit, minmax(16em, 1fr))"
+        columns = "repeat(auto-fit, minmax(18em, 1fr))"
         small = [one.box for one in self.fields[:-2]]
         grid = ipywidgets.GridBox(small, layout={"grid_template_columns": columns, "grid_gap": "0"})
         self.box = ipywidgets.VBox([grid, *(one.box for one in self.fields[-2:])], layout=WIDE)
@@ -197,7 +197,7 @@ def _text(label: str, tooltip: str, default: str) -> Any:
         placeholder=default,
         tooltip=tooltip,
         continuous_update=False,
-        style={"description_width": "9em"},
+        style={"description_width": "11em"},
         layout={"width": "auto"},
     )
 
@@ -209,6 +209,6 @@ def _area(label: str, about: str) -> Any:
         tooltip=f"{label}: {about}",
         rows=2,
         continuous_update=False,
-        style={"description_width": "9em"},
+        style={"description_width": "11em"},
         layout={"width": "auto"},
     )

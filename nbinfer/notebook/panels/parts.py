@@ -23,6 +23,7 @@ __all__ = [
     "cut",
     "failed",
     "quiet",
+    "table",
     "titled",
 ]
 
@@ -61,6 +62,11 @@ def block(text: str, style: str = "", **attributes: str) -> str:
     extra = "".join(f' {name}="{html.escape(value)}"' for name, value in attributes.items())
     safe = html.escape(visible(text))
     return f'<div{extra} style="{TEXT};white-space:pre-wrap;{style}">{safe}</div>'
+
+
+def table(drawn: str) -> str:
+    """A table's HTML with a panel's line height, scrolled where it is wider than the panel."""
+    return f'<div style="{TEXT};overflow-x:auto">{drawn}</div>'
 
 
 def quiet(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 
 from ...frame import COLUMNS, OPTIONAL, build
-from .parts import button, quiet
+from .parts import button, quiet, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,6 +17,11 @@ __all__ = ["PAGE", "Results"]
 
 # Rows of a page: however many rows there are, no more is formatted and sent.
 PAGE = 20
+# Of a row; ``df`` has all of it.
+SHOWN = (
+    *("engine", "model", "prompt", "output", "finish_reason", "output_tokens"),
+    *("ttft_s", "tpot_s", "latency_s", "error"),
+)
 
 
 class Results(ipywidgets.VBox):  # type: ignore[misc]
@@ -73,12 +78,12 @@ class Results(ipywidgets.VBox):  # type: ignore[misc]
 
         rows = self.df
         first = self.page * PAGE
-        shown = rows.iloc[first : first + PAGE].reset_index(drop=True)
+        shown = rows.iloc[first : first + PAGE][list(SHOWN)].reset_index(drop=True)
         place = f"rows {first + 1:,}–{first + len(shown):,} of {len(rows):,}"
         shown.attrs["nbinfer"] = {"caption": place}
         if self.comm is None:
             return
-        self._table.value = frame_html(shown, max_rows=PAGE)
+        self._table.value = table(frame_html(shown, max_rows=PAGE))
         self._place.value = quiet(f"page {self.page + 1:,} of {self.pages:,}")
         self.back.disabled = self.page == 0
         self.on.disabled = self.page >= self.pages - 1
