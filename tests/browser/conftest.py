@@ -6,6 +6,7 @@ what these tests need; where one of them is missing they are skipped, with that 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -38,37 +39,42 @@ def browser() -> Iterator[sync.Browser]:
         found.close()
 
 
-@pytest.fixture(scope="session")
-def lab(tmp_path_factory) -> Iterator[tuple[str, Path]]:
-    """A JupyterLab of its own: its address, and the folder that it shows."""
-    folder = tmp_path_factory.mktemp("lab")
+@contextlib.contextmanager
+def served(folder: Path, module: str, *words: str) -> Iterator[str]:
+    """A server of Jupyter's, with settings of its own; yields its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
-    command += [
-        f"--ServerApp.port={port}",
-        "--ServerApp.port_retries=0",
-        "--ServerApp.ip=127.0.0.1",
-    ]
-    command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder}"]
+    places = {f"JUPYTER_{name}_DIR": str(folder / ".jupyter") for name in ("CONFIG", "RUNTIME")}
     environment = {
         **os.environ,
+        **places,
         "PYTHONPATH": str(ROOT),
         "IPYTHONDIR": str(folder / ".ipython"),
-        **{f"JUPYTER_{name}_DIR": str(folder / ".jupyter") for name in ("CONFIG", "RUNTIME")},
         "JUPYTERLAB_SETTINGS_DIR": str(folder / ".settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / ".workspaces"),
     }
-    with (folder / "lab.log").open("wb") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    command = [sys.executable, "-m", module, *(word.format(port=port) for word in words)]
+    log = folder / f"{module}.log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
     try:
-        wait_for(f"{address}/api", server, folder / "lab.log")
-        yield address, folder
+        wait_for(address, server, log)
+        yield address
     finally:
         server.terminate()  # its kernels end with it, and their workers with them
         server.wait(30)
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory) -> Iterator[tuple[str, Path]]:
+    """A JupyterLab: its address, and the folder that it shows."""
+    folder = tmp_path_factory.mktemp("lab")
+    words = ("--ServerApp.port={port}", "--ServerApp.port_retries=0", "--ServerApp.ip=127.0.0.1")
+    words += ("--no-browser", "--allow-root", "--IdentityProvider.token=")
+    with served(folder, "jupyterlab", *words, f"--ServerApp.root_dir={folder}") as address:
+        yield address, folder
 
 
 def wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import notebook
+from .conftest import ROOT, notebook, served
 
 HOSTILE = '<img src=x onerror="window.tripwire=1"><script>window.tripwire=1</script>'
 
@@ -43,7 +43,7 @@ def shot(page, tmp_path):
     folder = Path(os.environ.get("NBINFER_TEST_PICTURES") or tmp_path)
 
     def take(name):
-        page.locator(".jp-OutputArea-output .jupyter-widgets").first.screenshot(
+        page.locator(".jupyter-widgets", has=page.locator(".lm-TabBar-tab")).first.screenshot(
             path=folder / f"panel-{name}.png"
         )
 
@@ -131,3 +131,19 @@ def test_a_real_engine_is_loaded_asked_compared_and_recovers(page, lab, shot):
     page.get_by_text("Which model?").wait_for()
     page.get_by_text("Take ").first.wait_for(timeout=60_000)
     shot("start")
+
+
+@pytest.mark.timeout(400)
+def test_under_voila_its_notebook_is_an_application(page, shot, tmp_path):
+    """Its cells are run for each visitor, and leave a panel that works."""
+    words = ("--port={port}", "--no-browser", "--Voila.ip=127.0.0.1", "--theme=dark")
+    with served(tmp_path, "voila", *words, str(ROOT / "notebooks" / "07_panel.ipynb")) as address:
+        page.goto(address, timeout=300_000)
+        page.locator(".jupyter-widgets .lm-TabBar-tab").first.wait_for(timeout=300_000)
+        tab(page, "Prompt")
+        page.locator("textarea[title='Prompt']").fill("Name a colour.")
+        page.get_by_text("Parameters").first.click()
+        page.get_by_label("Most tokens").first.fill("8")
+        page.get_by_role("button", name="Send").click()
+        page.get_by_text("8 tokens").first.wait_for(timeout=60_000)
+        shot("voila")
