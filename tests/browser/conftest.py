@@ -16,20 +16,22 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
-
-sync = pytest.importorskip("playwright.sync_api", reason='pip install -e ".[browser]"')
-pytest.importorskip("jupyterlab", reason='pip install -e ".[browser]"')
 
 ROOT = Path(__file__).parents[2]
 START_S = 60
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[sync.Browser]:
+def browser() -> Iterator[Any]:
     """Chromium: the system's own, or Playwright's."""
+    for module in ("playwright", "jupyterlab", "voila"):
+        pytest.importorskip(module, reason='they need: pip install -e ".[browser]"')
+    from playwright import sync_api as sync
+
     with sync.sync_playwright() as driver:
         own = shutil.which("chromium") or shutil.which("google-chrome")
         if own is None and not Path(driver.chromium.executable_path).exists():
@@ -71,6 +73,9 @@ def served(folder: Path, module: str, *words: str) -> Iterator[str]:
 def lab(tmp_path_factory) -> Iterator[tuple[str, Path]]:
     """A JupyterLab: its address, and the folder that it shows."""
     folder = tmp_path_factory.mktemp("lab")
+    asks = folder / ".settings" / "@jupyterlab" / "apputils-extension"
+    asks.mkdir(parents=True)
+    (asks / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
     words = ("--ServerApp.port={port}", "--ServerApp.port_retries=0", "--ServerApp.ip=127.0.0.1")
     words += ("--no-browser", "--allow-root", "--IdentityProvider.token=")
     with served(folder, "jupyterlab", *words, f"--ServerApp.root_dir={folder}") as address:

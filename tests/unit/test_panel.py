@@ -424,3 +424,42 @@ def test_in_a_kernel_a_click_changes_the_next_cell():
         assert kernel.widgets == {}
         threads = kernel.value("[t.name for t in __import__('threading').enumerate()]")
         assert "nbinfer-panel" not in threads
+
+
+# -------------------------------------------------------------------------- choosing
+
+
+def test_another_engine_and_model_by_name(shell):
+    panel = nbinfer.panel()
+    shell.cell("%engine load echo -m mine")
+    refresher.draw()
+    chooser = panel.engines.chooser
+    assert "echo" in chooser.engine.options
+    chooser.engine.value = "echo"
+    chooser.model.set_state({"value": "mi"})
+    assert "mine" in chooser.model.options  # what -m completes
+    chooser.model.value = "other"
+    chooser.use.click()
+    assert selection.current() == Selection("echo", ModelParams("other"))
+    assert "echo · other" in panel.engines._head.value
+    assert switcher.said.command == "%engine use echo -m other"
+    chooser.load.click()
+    assert eventually(lambda: state_of(panel, "echo", "other") == "ready")
+    chooser.model.value = ""
+    chooser.engine.value = "native"
+    chooser.use.click()
+    assert selection.current().engine == "native"
+
+
+def test_a_row_is_clicked_from_python(shell):
+    panel = nbinfer.panel()
+    shell.cell("%engine load echo -m mine")
+    refresher.draw()
+    panel.engines.press("use", "echo", "mine")
+    assert selection.current().model.model_name == "mine"
+    panel.engines.press("unload", "echo")
+    assert workers() == []
+    with pytest.raises(ConfigurationError, match="not loaded: no unload"):
+        panel.engines.press("unload", "echo")
+    with pytest.raises(ConfigurationError, match="no row of vllm x"):
+        panel.engines.press("use", "vllm", "x")
