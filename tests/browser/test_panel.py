@@ -25,8 +25,9 @@ def page(browser, tmp_path):
 def run(page, lab, *cells):
     """Open a notebook with these cells, and run them all."""
     address, folder = lab
-    notebook(folder, "panel.ipynb", *cells)
-    page.goto(f"{address}/doc/tree/panel.ipynb")
+    name = f"panel-{len(list(folder.glob('*.ipynb')))}.ipynb"  # another name, another kernel
+    notebook(folder, name, *cells)
+    page.goto(f"{address}/doc/tree/{name}")
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
     page.get_by_text("| Idle").wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
