@@ -20,7 +20,7 @@ PAGE = 20
 # Of a row; ``df`` has all of it.
 SHOWN = (
     *("engine", "model", "prompt", "output", "finish_reason", "output_tokens"),
-    *("ttft_s", "tpot_s", "latency_s", "error"),
+    *("ttft_s", "latency_s", "error"),
 )
 
 
