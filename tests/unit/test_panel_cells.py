@@ -144,6 +144,14 @@ def test_a_conversation_is_python_that_runs(clean):
     assert said == [("system", "s"), *turns, ("user", "c d")]
 
 
+def test_a_schema_can_be_read(clean):
+    schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    params = GenerationParams(guided_decoding={"json": {**schema, "additionalProperties": False}})
+    line, _prompt = infer_cell(asked(params=params)).splitlines()
+    written = json.dumps({"json": {**schema, "additionalProperties": False}})
+    assert line == f"%%infer -e echo -m mine --set 'guided_decoding={written}'"
+
+
 def test_a_comparison(clean):
     other = Selection("llamacpp", ModelParams("x.gguf", model_kwargs={"n_ctx": 512}))
     what = asked("a", "b", engines=[ECHO, other], params=GenerationParams(max_new_tokens=5))

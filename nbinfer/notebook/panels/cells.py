@@ -8,6 +8,7 @@ option sets, a system message of two lines), the same is written as Python.
 from __future__ import annotations
 
 import ast
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -133,8 +134,12 @@ def _asked_words(asked: Asked) -> list[str]:
 
 def _literal(value: Any) -> str:
     """A value as ``parse_value`` reads it back; plain text where that is the same."""
-    plain = isinstance(value, str) and value == value.strip() and parse_value(value) == value
-    return value if plain else repr(value)
+    if isinstance(value, str):
+        plain = value == value.strip() and parse_value(value) == value
+        return value if plain else repr(value)
+    # Of a list or a mapping JSON, whose quotes a shell's quotes leave alone, where it is the same.
+    text = json.dumps(value) if isinstance(value, list | dict) else repr(value)
+    return text if parse_value(text) == value else repr(value)
 
 
 def _with_body(words: Sequence[str], prompts: Sequence[str]) -> str:
