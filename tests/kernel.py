@@ -156,11 +156,25 @@ class Kernel:
 
     # ------------------------------------------------------------------------ cells
 
-    def send(self, code: str) -> str:
-        """Queue a cell, as "Run All" does: an error of an earlier one aborts it."""
-        message = str(self._client.execute(code, allow_stdin=False, stop_on_error=True))
-        self._cells[message] = Reply()
-        return message
+    def send(self, code: str, cell: str = "") -> str:
+        """Queue a cell, as "Run All" does: an error of an earlier one aborts it.
+
+        ``cell`` is its id, which JupyterLab and VS Code send along.
+        """
+        content = {
+            "code": code,
+            "silent": False,
+            "store_history": True,
+            "user_expressions": {},
+            "allow_stdin": False,
+            "stop_on_error": True,
+        }
+        about = {"cellId": cell} if cell else {}
+        message = self._client.session.msg("execute_request", content, metadata=about)
+        self._client.shell_channel.send(message)
+        number = str(message["header"]["msg_id"])
+        self._cells[number] = Reply()
+        return number
 
     def wait(self, message: str, timeout: float = 60.0) -> Reply:
         """The reply of a cell that was sent; raises if it does not come in time."""

@@ -239,8 +239,10 @@ def panel_parser() -> Parser:
     return Parser(
         prog="%panel",
         description=(
-            "Every engine with its state and memory, and buttons that do what %engine use, load\n"
-            "and unload do. It keeps itself up to date, and says the line that does the same."
+            "Tabs: which engine to take; every engine with its state and memory, switched by a\n"
+            "click; a conversation with the one in use; comparisons; benchmarks; the rows of it\n"
+            "all, which are in .df too. Work runs beside the kernel. What was done is there as a\n"
+            "cell that does the same."
         ),
     )
 

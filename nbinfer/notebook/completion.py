@@ -72,7 +72,7 @@ def candidates(text: str, namespace: dict[str, Any]) -> list[str] | None:
 def _taken(option: str, word: str, namespace: dict[str, Any]) -> list[str]:
     """What an option's value may be."""
     if option in ("-m", "--model"):
-        return _models(word)
+        return model_names(word)
     if option in ("-k", "--kwarg"):
         return _kwargs(word)
     if option == "--resume":
@@ -134,7 +134,7 @@ def _is_tools(value: Any) -> bool:
     )
 
 
-def _models(word: str) -> list[str]:
+def model_names(word: str) -> list[str]:
     """What ``-m`` may name: with ``ENGINE=`` before it where the word begins so."""
     from .. import hubcache, settings
     from ..embedded import EMBEDDED
@@ -144,7 +144,7 @@ def _models(word: str) -> list[str]:
 
     prefix, sign, rest = word.partition("=")
     if sign and prefix in registry.names(hidden=True):
-        return [f"{prefix}={name}" for name in _models(rest)]
+        return [f"{prefix}={name}" for name in model_names(rest)]
     aliases: list[str] = []
     with contextlib.suppress(NbinferError):  # broken settings are told by the cell that runs
         aliases = sorted(settings.aliases())

@@ -102,7 +102,7 @@ class NbinferMagics(Magics):  # type: ignore[misc]
     @no_var_expand
     @clean_errors
     def panel(self, line: str) -> Panel:
-        """See every engine, and switch between them."""
+        """See every engine, switch between them, ask, compare and measure them."""
         return self._commands.panel(line)
 
     @line_magic

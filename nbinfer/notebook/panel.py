@@ -1,306 +1,222 @@
-"""``%panel``: a widget that shows every engine and switches between them.
+"""``%panel``: every engine, a conversation, comparisons and benchmarks, as widgets.
 
-``switcher.py`` knows what is shown and done; here are the widgets, and the one thread that
-draws all panels anew. It lives while a panel is displayed and ends with the last of them.
+``switcher.py`` knows what is shown of engines and done with them; the parts are in ``panels``,
+a tab each. Handlers only ask: what takes time runs in a thread of the panel that lives while
+there is work, and one thread draws all panels of the kernel while any is displayed.
 """
 
 from __future__ import annotations
 
-import atexit
 import html
-import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
-from .. import residents
 from ..errors import brief_traceback
 from ..progress import in_kernel
-from .switcher import Row, Said, State, as_text, command, label, short, switcher
-from .text import format_bytes, visible
+from . import cellid
+from .panels import parts
+from .panels.bench import Bench
+from .panels.comparison import Comparison
+from .panels.engines import Engines
+from .panels.jobs import Job, Jobs
+from .panels.prompt import Prompt
+from .panels.refresher import refresher
+from .panels.results import Results
+from .switcher import State, as_text, switcher
+from .text import visible
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Panel", "panel"]
 
-INTERVAL_S = 1.0
 HINT = "buttons are in Jupyter; here: %engine use NAME, %engine load NAME, %engine unload NAME"
-# What the state is called stands beside it: no sign and no colour says anything alone.
-SIGNS = {
-    "not installed": "◌",
-    "not loaded": "○",
-    "loading": "◐",
-    "ready": "●",
-    "busy": "◉",
-    "crashed": "✕",
-    "server": "⇄",
-}
-# Colours are the theme's own: ipywidgets' label colour, and parts of it.
-TEXT = "color:var(--jp-widgets-label-color,currentColor);line-height:1.5;overflow-wrap:anywhere"
-EDGE = "border-top:1px solid color-mix(in srgb,currentColor 25%,transparent)"
-CODE = "font-family:var(--jp-code-font-family,monospace);font-size:90%;user-select:all"
+TITLES = ("Start", "Engines", "Prompt", "Compare", "Benchmark", "Rows")
+# The panels of each cell and run of it, so that running the cell again closes those before.
+_of_cells: dict[str, tuple[str, weakref.WeakSet[Panel]]] = {}
 
 
 def panel() -> Panel:
-    """Show every engine, and switch between them.
+    """Show every engine, ask them, compare and measure them.
 
-    What ``%panel`` returns: a widget with each engine's state, its resident models with their
-    memory, and buttons that do what ``%engine use``, ``load`` and ``unload`` do. It keeps itself
-    up to date while it is displayed; all panels of a kernel show the same.
+    What ``%panel`` returns: a widget with a tab for which engine to take; for each engine's state,
+    its resident models with their memory, and buttons that do what ``%engine use``, ``load`` and
+    ``unload`` do; for a conversation with the engine that a plain ``%%infer`` uses; for a
+    comparison; for a benchmark; and for the rows that came of it all. Work runs beside the kernel,
+    so cells can run meanwhile. It keeps itself up to date while it is displayed; all panels of a
+    kernel show the same engines.
 
     Returns
     -------
     Panel
-        An ``ipywidgets.VBox``; its text form is a table. ``close()`` takes it away.
+        An ``ipywidgets.VBox``; its text form is a table. ``.df`` has the rows of its runs,
+        ``wait()`` returns when they have ended, ``close()`` takes it away. Running its cell again
+        does, too.
     """
-    return Panel()
+    made = Panel()
+    cell, run = cellid.current()
+    if cell:
+        before, former = _of_cells.get(cell, ("", None))
+        if former is None or before != run:
+            for one in list(former or ()):
+                one.close()
+            former = weakref.WeakSet()
+        former.add(made)
+        _of_cells[cell] = (run, former)
+    return made
 
 
 class Panel(ipywidgets.VBox):  # type: ignore[misc]
-    """The widget; make one with :func:`panel`."""
+    """The widget; make one with :func:`panel`.
+
+    Attributes
+    ----------
+    engines, prompt, compare, benchmark, rows
+        Its tabs. The last three of them, and the questions of the first, are made when they are
+        first opened or asked for.
+    """
 
     def __init__(self) -> None:
-        self._head = ipywidgets.HTML()
-        self._table = ipywidgets.VBox()
-        self._foot = ipywidgets.HTML()
-        self._lines: dict[str, _Line] = {}
+        self._jobs = Jobs()
         self._drawn: State | None = None
         self._displayed = False
+        self.engines = Engines(refresher.go_on)
+        self.rows = Results()
+        self.prompt = Prompt(self._jobs, self.rows.add)
+        self._made: dict[str, Any] = {}
+        self._pages = {
+            name: ipywidgets.VBox(
+                [ipywidgets.HTML(parts.quiet("It opens as soon as no cell runs."))]
+            )
+            for name in ("Start", "Compare", "Benchmark")
+        }
+        self._tabs = ipywidgets.Tab(
+            [
+                self._pages["Start"],
+                self.engines,
+                self.prompt,
+                self._pages["Compare"],
+                self._pages["Benchmark"],
+                self.rows,
+            ],
+            titles=TITLES,
+            selected_index=TITLES.index("Engines"),
+        )
         # From 0 on the front end counts the views; with None it would not.
-        super().__init__([self._head, self._table, self._foot], _view_count=0)
+        super().__init__([self._tabs], _view_count=0)
+        self._tabs.observe(self._opened, "selected_index")
         self.observe(self._viewed, "_view_count")
-        _refresher.add(self)
+        refresher.add(self)
+
+    @property
+    def df(self) -> pd.DataFrame:
+        """The rows of all that was asked here, in the order in which they came."""
+        return self.rows.df
+
+    @property
+    def start(self) -> Any:
+        """The questions of ``%recommend``."""
+        from .recommender import Recommender
+
+        def beside(work: Callable[[], None]) -> None:
+            self._jobs.put(Job(work, self.engines.fail, lambda: None))
+
+        return self._page("Start", lambda: Recommender(beside))
+
+    @property
+    def compare(self) -> Comparison:
+        """The comparison."""
+        made: Comparison = self._page("Compare", lambda: Comparison(self._jobs, self.rows.add))
+        return made
+
+    @property
+    def benchmark(self) -> Bench:
+        """The benchmark."""
+        made: Bench = self._page("Benchmark", lambda: Bench(self._jobs))
+        return made
 
     @property
     def shown(self) -> bool:
         """Whether it is displayed, as far as the front end has told."""
         return self.comm is not None and (bool(self._view_count) or self._displayed)
 
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until nothing that was asked here is under way; whether that is so."""
+        return self._jobs.wait(timeout)
+
     def draw(self, state: State) -> None:
         """Show a state; what is as before is not sent again."""
         if self.comm is None or state == self._drawn:
             return
-        self._head.value = _head(state)
-        self._foot.value = _foot(state.said)
-        for row in state.rows:
-            if row.key not in self._lines:
-                self._lines[row.key] = _Line()
-            self._lines[row.key].show(row)
-        gone = set(self._lines) - {row.key for row in state.rows}
-        boxes = tuple(self._lines[row.key].box for row in state.rows)
-        if boxes != self._table.children:
-            self._table.children = boxes
-        for key in gone:
-            self._lines.pop(key).close()
+        for part in (self.engines, self.prompt, *self._made.values()):
+            if hasattr(part, "draw"):
+                part.draw(state)
         self._drawn = state
 
     def fail(self, error: BaseException) -> None:
         """Show why nothing can be shown."""
         if self.comm is not None:
-            self._foot.value = _foot(Said("\n".join(brief_traceback(error)), failed=True))
+            self.engines.fail("\n".join(brief_traceback(error)))
             self._drawn = None
 
+    def end(self) -> None:
+        """End its runs; returns when their thread has ended. It can still be used."""
+        self._jobs.end()
+
     def close(self) -> None:
-        """Take it out of the notebook, with all its parts."""
-        _refresher.forget(self)
-        for one in self._lines.values():
-            one.close()
-        for part in (self._head, self._table, self._foot):
-            _close(part)
-        _close(self)
+        """End its runs, and take it out of the notebook with all its parts."""
+        self._jobs.end(closed=True)
+        refresher.forget(self)
+        parts.close(self)
+
+    def _page(self, name: str, make: Callable[[], Any]) -> Any:
+        """A tab that is made when it is first wanted."""
+        if name not in self._made:
+            made = self._made[name] = make()
+            if self._drawn is not None and hasattr(made, "draw"):
+                made.draw(self._drawn)
+            page = self._pages[name]
+            before, page.children = page.children, (made,)
+            for part in before:
+                parts.close(part)
+        return self._made[name]
+
+    def _opened(self, _change: Any) -> None:
+        title = TITLES[self._tabs.selected_index]
+        if title in self._pages:
+            getattr(self, title.lower())
 
     def _viewed(self, _change: Any) -> None:
         self._displayed = False  # from now on the front end tells
-        _refresher.go_on()
+        refresher.go_on()
 
     def _repr_mimebundle_(self, **_options: Any) -> dict[str, Any]:
         # While the kernel is busy the front end's count has to wait, and the panel has not.
         self._displayed = in_kernel() and not self._view_count
-        _refresher.go_on()
-        view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
-        return {"text/plain": repr(self), "application/vnd.jupyter.widget-view+json": view}
+        refresher.go_on()
+        bundle: dict[str, Any] = {"text/plain": repr(self), "text/html": self.snapshot()}
+        if self.comm is not None:
+            view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
+            bundle["application/vnd.jupyter.widget-view+json"] = view
+        return bundle
+
+    def snapshot(self) -> str:
+        """What is shown now as static HTML, for a reader of the saved notebook."""
+        shown = [f"<pre>{html.escape(as_text_or_error())}</pre>", self.prompt.snapshot()]
+        shown += [p.snapshot() for p in self._made.values() if hasattr(p, "snapshot")]
+        return "".join([*shown, self.rows.snapshot()])
 
     def __repr__(self) -> str:
-        try:
-            text = as_text(switcher.state())
-        except Exception as error:  # a repr never raises
-            text = visible("\n".join(brief_traceback(error)))
+        text = as_text_or_error()
         return text if in_kernel() else f"{text}\n{HINT}"
 
 
-class _Line:
-    """One row: what is known of it, and its buttons. Kept while it changes, so focus stays."""
-
-    def __init__(self) -> None:
-        self.row: Row | None = None
-        self._text = ipywidgets.HTML(layout={"flex": "1 1 auto", "min_width": "0"})
-        self._use = self._button(switcher.use)
-        self._load = self._button(switcher.load)
-        self._unload = self._button(switcher.unload)
-        self._load.description, self._unload.description = "Load", "Unload"
-        self.buttons = {"use": self._use, "load": self._load, "unload": self._unload}
-        self.box = ipywidgets.HBox(
-            [self._text, *self.buttons.values()], layout={"align_items": "center"}
-        )
-
-    def _button(self, act: Callable[[Row], None]) -> Any:
-        def clicked(_button: Any) -> None:
-            if self.row is not None:
-                act(self.row)
-                _refresher.go_on()
-
-        made = ipywidgets.Button(layout={"width": "auto", "flex": "0 0 auto"})
-        made.on_click(clicked)
-        return made
-
-    def show(self, row: Row) -> None:
-        """Show a row."""
-        self.row = row
-        self._text.value = _cells(row)
-        self._use.description = "✓ In use" if row.chosen else "Use"
-        self._load.disabled = not row.can_load
-        self._unload.disabled = not row.can_unload
-        for action, button in self.buttons.items():
-            # Read aloud with the button's word: which of the many it is.
-            button.tooltip = visible(command(action, row.selection))
-
-    def close(self) -> None:
-        """Close the row's widgets."""
-        for part in (*self.box.children, self.box):
-            _close(part)
-
-
-def _close(part: Any) -> None:
-    """Close a widget with what it is drawn with: ipywidgets keeps each one for ever."""
-    for trait in ("layout", "style"):
-        own = getattr(part, trait, None)
-        if own is not None:
-            own.close()
-    ipywidgets.Widget.close(part)
-
-
-# ------------------------------------------------------------------------------- HTML
-
-
-def _head(state: State) -> str:
-    memory = f"{format_bytes(state.used_bytes)} of {format_bytes(state.budget_bytes)}"
-    return (
-        f'<div style="{TEXT}">A plain <code>%%infer</code> uses '
-        f"<strong>{html.escape(label(state.chosen))}</strong><br>"
-        f'<span style="opacity:.8">Memory of resident models: {memory}</span></div>'
-    )
-
-
-def _cells(row: Row) -> str:
-    grid = "display:grid;grid-template-columns:6.5em minmax(6em,1fr) minmax(8em,1fr) 5em;gap:0 .8em"
-    model = html.escape(short(row.selection.model.model_name))
-    weight = ";font-weight:600" if row.chosen else ""
-    note = f'<div style="opacity:.8;font-size:90%">{html.escape(short(row.note, 300))}</div>'
-    return (
-        f'<div style="{TEXT};{EDGE};{grid}{weight}">'
-        f"<span>{html.escape(row.selection.engine)}</span><span>{model}</span>"
-        f'<span><span aria-hidden="true">{SIGNS[row.state]}</span> {row.state}'
-        f"{note if row.note else ''}</span>"
-        f'<span style="text-align:right">{format_bytes(row.memory_bytes)}</span></div>'
-    )
-
-
-def _foot(said: Said) -> str:
-    if not said.text:
-        return ""
-    text = html.escape(visible(said.text[:2000]))
-    mark = "<strong>Failed.</strong> " if said.failed else ""
-    same = html.escape(visible(said.command))
-    return (
-        f'<div role="status" style="{TEXT};{EDGE};white-space:pre-wrap">{mark}{text}\n'
-        f'<span style="opacity:.8">In a cell:</span> <code style="{CODE}">{same}</code></div>'
-    )
-
-
-# -------------------------------------------------------------------------- refreshing
-
-
-class _Refresher:
-    """Draws all panels alike: once a second while one is shown, and at once after a click."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._panels: weakref.WeakSet[Panel] = weakref.WeakSet()
-        self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
-        switcher.changed = self._wake.set
-
-    def add(self, one: Panel) -> None:
-        with self._lock:
-            self._panels.add(one)
-        self.draw()
-
-    def forget(self, one: Panel) -> None:
-        with self._lock:
-            self._panels.discard(one)
-            last = not any(p.shown for p in self._panels)
-        if last:
-            self.stop()
-
-    def start(self) -> None:
-        """Begin to refresh, if that has not begun."""
-        with self._lock:
-            if self._thread is None:
-                made = threading.Thread(target=self._run, name="nbinfer-panel", daemon=True)
-                self._thread = made
-                made.start()
-
-    def go_on(self) -> None:
-        """Draw now, and go on refreshing, also after a shutdown."""
-        self.draw()
-        if any(one.shown for one in list(self._panels)):
-            self.start()
-
-    def stop(self) -> None:
-        """End the thread; returns when it has ended."""
-        with self._lock:
-            thread, self._thread = self._thread, None
-        self._wake.set()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
-
-    def draw(self) -> None:
-        """Draw every panel now."""
-        with self._lock:
-            try:
-                state = switcher.state()
-                for one in list(self._panels):
-                    one.draw(state)
-            except Exception as error:  # broken settings, say: shown, and the thread goes on
-                for one in list(self._panels):
-                    one.fail(error)
-
-    def _goes_on(self) -> bool:
-        with self._lock:
-            if self._thread is not threading.current_thread():
-                return False
-            if not any(one.shown for one in self._panels):
-                self._thread = None
-            return self._thread is not None
-
-    def _run(self) -> None:
-        while self._goes_on():
-            self._wake.clear()
-            self.draw()
-            self._wake.wait(INTERVAL_S)
-
-    def shut_down(self) -> None:
-        """End the thread, and show what is left: panels can still be used."""
-        self.stop()
-        self.draw()
-
-    def exit(self) -> None:
-        """The interpreter ends: nothing is drawn any more."""
-        self._panels.clear()
-        self.stop()
-
-
-_refresher = _Refresher()
-residents.closing.append(_refresher.shut_down)
-# After residents' own, so it runs before it.
-atexit.register(_refresher.exit)
+def as_text_or_error() -> str:
+    """The engines as text; a repr never raises."""
+    try:
+        return as_text(switcher.state())
+    except Exception as error:
+        return visible("\n".join(brief_traceback(error)))

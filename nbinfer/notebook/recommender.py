@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+from collections.abc import Callable
 from typing import Any
 
 import ipywidgets
@@ -22,14 +23,21 @@ ANSWERS = {"–": None, "yes": True, "no": False}
 class Recommender(ipywidgets.VBox):  # type: ignore[misc]
     """The questions, and what is recommended for the answers so far.
 
+    Parameters
+    ----------
+    beside : callable, optional
+        Takes what finds the answer and calls it later, in another thread: of a model on the hub it
+        may take seconds. By default it is called at once.
+
     Attributes
     ----------
     frame : pandas.DataFrame or None
         The table of ``nbinfer.recommend`` for them; ``None`` after an error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, beside: Callable[[Callable[[], None]], None] | None = None) -> None:
         self.frame: Any = None
+        self._beside = beside or (lambda work: work())
         self._model = ipywidgets.Text(placeholder="the default model", continuous_update=False)
         self._features = ipywidgets.SelectMultiple(
             options=[(title, name) for name, title in FEATURES.items()], rows=5
@@ -47,18 +55,25 @@ class Recommender(ipywidgets.VBox):  # type: ignore[misc]
             widget.observe(self._changed, "value")
         self._changed(None)
 
+    @property
+    def _answers(self) -> dict[str, Any]:
+        return {name: ANSWERS[widget.value] for name, widget in self._questions.items()}
+
     def _changed(self, _change: Any) -> None:
         """Answer anew; widgets of questions that no longer matter are switched off."""
-        answers: dict[str, Any] = {
-            name: ANSWERS[widget.value] for name, widget in self._questions.items()
-        }
+        answers = self._answers
         ended = bool(answers["cloud"]) or answers["gpu"] is False
         for name in ("production", "distributed", "throughput"):
             self._questions[name].disabled = ended
         self._questions["gpu"].disabled = bool(answers["cloud"])
+        self._beside(self._tell)
+
+    def _tell(self) -> None:
+        if self.comm is None:
+            return
         try:
             self.frame = recommend(
-                self._model.value.strip() or None, features=self._features.value, **answers
+                self._model.value.strip() or None, features=self._features.value, **self._answers
             )
         except NbinferError as error:
             self.frame = None

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from nbinfer import RunInterrupted, interrupts
-from nbinfer.interrupts import Guard, guard
+from nbinfer.interrupts import Guard, guard, stoppable
 
 
 def ctrl_c() -> None:
@@ -133,3 +133,37 @@ def test_a_guard_in_another_thread_leaves_the_main_threads_alone():
         ctrl_c()
         assert held.take()
         assert not others[0].take()
+
+
+def test_a_listener_is_told_of_one_that_nobody_was_there_for():
+    told = []
+    with guard() as held:
+        ctrl_c()
+        with held.listening(lambda: told.append("late")):
+            pass
+        held.take()
+        with held.listening(lambda: told.append("never")):
+            pass
+    assert told == ["late"]
+
+
+def test_a_thread_may_have_a_guard_of_its_own():
+    mine, told, left = Guard(), [], threading.Event()
+
+    def work():
+        with stoppable(mine), guard() as held, held.listening(lambda: told.append("stop")):
+            assert held is mine
+            left.wait(5)
+            assert held.take()
+        with guard() as other:  # after the block it has none
+            assert other is not mine
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    with guard() as held:
+        assert held is not mine
+        mine.stop()
+        assert not held.take()
+    left.set()
+    thread.join()
+    assert set(told) == {"stop"}

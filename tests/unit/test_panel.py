@@ -9,50 +9,33 @@ import threading
 import time
 
 import pytest
-from ipywidgets.widgets import widget
 
 import nbinfer
 from nbinfer import ConfigurationError, ModelParams, UnsupportedParameter, selection, settings
-from nbinfer.notebook import panel as panels
 from nbinfer.notebook import switcher as switchers
-from nbinfer.notebook.switcher import Said, as_text, command, switcher
+from nbinfer.notebook.panels.refresher import refresher
+from nbinfer.notebook.switcher import as_text, command, switcher
 from nbinfer.residents import pool
 from nbinfer.selection import Selection
 
 from ..conftest import eventually, our_threads, workers
 from ..kernel import Kernel
+from .panels import fresh, living  # noqa: F401
 
 E = "%%infer --no-stream"
 
 
-def living():
-    """Every widget that ipywidgets keeps: it forgets none that is not closed."""
-    return set(widget._instances)
-
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch):
-    """No click of an earlier test is remembered, and no widget is left."""
-    monkeypatch.setattr(switcher, "said", Said())
-    monkeypatch.setattr(switcher, "_known", {})
-    before = living()
-    yield
-    for made in list(panels._refresher._panels):
-        made.close()
-    assert living() <= before
-
-
 def shown(panel):
     """The panel's rows as its widgets show them: what a user reads, without the tags."""
-    panels._refresher.draw()
-    return {key.split(" ", 1)[0]: line._text.value for key, line in panel._lines.items()}
+    refresher.draw()
+    return {key.split(" ", 1)[0]: line._text.value for key, line in panel.engines._lines.items()}
 
 
 def line_of(panel, engine, model=None):
-    panels._refresher.draw()
+    refresher.draw()
     (found,) = (
         line
-        for line in panel._lines.values()
+        for line in panel.engines._lines.values()
         if line.row.selection.engine == engine
         and model in (None, line.row.selection.model.model_name)
     )
@@ -74,12 +57,12 @@ def state_of(panel, engine, model=None):
 
 def test_a_click_switches_what_a_plain_infer_uses(shell):
     panel = shell.line("%panel")
-    assert "llamacpp · smollm2-135m" in panel._head.value
+    assert "llamacpp · smollm2-135m" in panel.engines._head.value
     shell.cell("%engine load echo -m mine")
     click(panel, "use", "echo")
     frame = shell.cell(f"{E}\na b").value
     assert (frame["engine"][0], frame["model"][0]) == ("echo", "mine")
-    assert "echo · mine" in panel._head.value
+    assert "echo · mine" in panel.engines._head.value
     assert line_of(panel, "echo")._use.description == "✓ In use"
     assert line_of(panel, "llamacpp")._use.description == "Use"
     click(panel, "use", "llamacpp")
@@ -94,7 +77,7 @@ def test_the_same_resident_is_used_and_the_line_said_does_the_same(shell):
     assert len(workers()) == 1
     said = switcher.said.command
     assert said == "%engine use echo -m 'my model' -k token_s=0 -k clock=virtual"
-    assert "my model" in panel._foot.value
+    assert "my model" in panel.engines._foot.value
     before = selection.current()
     selection.reset()
     shell.cell(said)
@@ -105,8 +88,8 @@ def test_the_same_resident_is_used_and_the_line_said_does_the_same(shell):
 def test_engine_use_in_a_cell_shows(shell):
     panel = nbinfer.panel()
     shell.cell("%engine use native -m org/name")
-    panels._refresher.draw()
-    assert "native · org/name" in panel._head.value
+    refresher.draw()
+    assert "native · org/name" in panel.engines._head.value
     assert line_of(panel, "native").row.chosen
     assert not line_of(panel, "llamacpp").row.chosen
 
@@ -126,7 +109,7 @@ def test_use_checks_as_the_magic_does(clean):
         selection.use(wrong)
     assert selection.current().engine == "llamacpp"
     row = switcher.state().rows[0]
-    switcher.use(panels.Row(row.key, False, "not loaded", wrong))
+    switcher.use(switchers.Row(row.key, False, "not loaded", wrong))
     assert switcher.said.failed
     assert "tokenizer_name" in switcher.said.text
     assert selection.current().engine == "llamacpp"
@@ -149,7 +132,7 @@ def test_load_and_unload(shell):
     assert switcher.said.command == "%engine load echo -m mine -k load_s=0.4"
     click(panel, "unload", "echo")
     assert workers() == []
-    assert "came back" in panel._foot.value
+    assert "came back" in panel.engines._foot.value
     assert state_of(panel, "echo") == "not loaded"
     assert line_of(panel, "echo")._unload.disabled
 
@@ -172,7 +155,7 @@ def test_a_row_keeps_its_widgets_while_its_state_changes(shell):
     click(panel, "load", "echo")
     assert eventually(lambda: state_of(panel, "echo") == "ready")
     assert line_of(panel, "echo") is before
-    assert before.box in panel._table.children
+    assert before.box in panel.engines._table.children
 
 
 def test_a_load_that_fails_is_told_in_escaped_text(shell):
@@ -180,11 +163,11 @@ def test_a_load_that_fails_is_told_in_escaped_text(shell):
     shell.cell("%engine use echo -k load_fails='<img src=x onerror=alert(1)> \x1b[31m'")
     click(panel, "load", "echo")
     assert eventually(lambda: switcher.said.failed)
-    panels._refresher.draw()
-    assert "LoadError" in panel._foot.value
-    assert "<img" not in panel._foot.value
-    assert "&lt;img" in panel._foot.value
-    assert "\x1b" not in panel._foot.value
+    refresher.draw()
+    assert "LoadError" in panel.engines._foot.value
+    assert "<img" not in panel.engines._foot.value
+    assert "&lt;img" in panel.engines._foot.value
+    assert "\x1b" not in panel.engines._foot.value
 
 
 def test_what_is_not_installed_says_what_installs_it(shell, monkeypatch):
@@ -229,9 +212,9 @@ def test_two_panels_agree(shell):
     click(one, "load", "echo")
     assert eventually(lambda: state_of(two, "echo") == "ready")
     click(two, "use", "llamacpp")
-    for get in (lambda p: p._head.value, lambda p: p._foot.value, shown):
+    for get in (lambda p: p.engines._head.value, lambda p: p.engines._foot.value, shown):
         assert get(one) == get(two)
-    assert "llamacpp" in one._head.value
+    assert "llamacpp" in one.engines._head.value
 
 
 def test_model_names_are_escaped(shell):
@@ -240,7 +223,7 @@ def test_model_names_are_escaped(shell):
     selection.use(Selection("echo", ModelParams(name)))
     click(panel, "load", "echo")
     assert eventually(lambda: state_of(panel, "echo") == "ready")
-    drawn = panel._head.value + panel._foot.value + "".join(shown(panel).values())
+    drawn = panel.engines._head.value + panel.engines._foot.value + "".join(shown(panel).values())
     drawn += line_of(panel, "echo")._use.tooltip
     assert "&lt;script&gt;" in drawn
     assert "<script" not in drawn.replace(line_of(panel, "echo")._use.tooltip, "")
@@ -251,7 +234,7 @@ def test_model_names_are_escaped(shell):
 def test_a_long_name_is_cut(shell):
     selection.use(Selection("echo", ModelParams("x" * 5000)))
     panel = nbinfer.panel()
-    assert len(panel._head.value) < 1000
+    assert len(panel.engines._head.value) < 1000
     assert len(repr(panel)) < 2000
 
 
@@ -269,12 +252,12 @@ def test_it_refreshes_itself_while_it_is_shown(shell):
     appear(panel)
     assert our_threads() == ["nbinfer-panel"]
     shell.cell("%engine use echo -m mine")
-    assert eventually(lambda: "echo · mine" in panel._head.value, 2)
+    assert eventually(lambda: "echo · mine" in panel.engines._head.value, 2)
     panel.set_state({"_view_count": 0})
     assert eventually(lambda: our_threads() == [], 2)
     shell.cell("%engine use llamacpp")
     appear(panel)
-    assert eventually(lambda: "llamacpp" in panel._head.value, 2)
+    assert eventually(lambda: "llamacpp" in panel.engines._head.value, 2)
 
 
 def test_one_thread_draws_all_panels(shell):
@@ -291,14 +274,14 @@ def test_one_thread_draws_all_panels(shell):
 def test_an_idle_second_costs_next_to_nothing(shell):
     panel = nbinfer.panel()
     shell.cell("%engine load echo")
-    panels._refresher.draw()
+    refresher.draw()
     sent = []
-    panel._head.observe(sent.append)
-    panel._table.observe(sent.append)
+    panel.engines._head.observe(sent.append)
+    panel.engines._table.observe(sent.append)
     line_of(panel, "echo")._text.observe(sent.append)
     began = time.thread_time()
     for _ in range(20):
-        panels._refresher.draw()
+        refresher.draw()
     assert (time.thread_time() - began) / 20 < 0.02
     assert sent == []
 
@@ -310,8 +293,8 @@ def test_the_thread_ends_with_the_extension(shell, end):
     shell.cell("%engine load echo")
     shell.cell(end)
     assert our_threads() == []
-    assert "echo" not in {key.split()[0] for key in panel._lines}
-    panels.switcher.use(switcher.state().rows[0])
+    assert "echo" not in {key.split()[0] for key in panel.engines._lines}
+    switcher.use(switcher.state().rows[0])
     line_of(panel, "llamacpp").buttons["use"].click()
     assert our_threads() == ["nbinfer-panel"]  # it is still there, and used again
 
@@ -322,14 +305,14 @@ def test_nothing_is_left_of_a_closed_panel(shell):
     panel = shell.line("%panel")
     appear(panel)
     shell.cell("%engine use echo -m a")
-    assert eventually(lambda: "echo" in panel._head.value, 2)
+    assert eventually(lambda: "echo" in panel.engines._head.value, 2)
     shell.cell("%engine use llamacpp")
-    assert eventually(lambda: "llamacpp" in panel._head.value, 2)
+    assert eventually(lambda: "llamacpp" in panel.engines._head.value, 2)
     panel.close()
     assert living() == widgets
     assert threading.active_count() == threads
     panel.close()
-    panels._refresher.draw()
+    refresher.draw()
 
 
 def test_broken_settings_are_shown_and_got_over(shell, monkeypatch):
@@ -337,13 +320,13 @@ def test_broken_settings_are_shown_and_got_over(shell, monkeypatch):
     monkeypatch.setenv("NBINFER_MEMORY_BUDGET", "<much>")
     with pytest.raises(ConfigurationError):
         switcher.state()
-    panels._refresher.draw()
-    assert "NBINFER_MEMORY_BUDGET" in panel._foot.value
-    assert "<much>" not in panel._foot.value
+    refresher.draw()
+    assert "NBINFER_MEMORY_BUDGET" in panel.engines._foot.value
+    assert "<much>" not in panel.engines._foot.value
     assert "NBINFER_MEMORY_BUDGET" in repr(panel)
     monkeypatch.delenv("NBINFER_MEMORY_BUDGET")
-    panels._refresher.draw()
-    assert panel._foot.value == ""
+    refresher.draw()
+    assert panel.engines._foot.value == ""
 
 
 # ------------------------------------------------------------------------------- text
@@ -367,9 +350,9 @@ def test_the_budget_and_the_memory_are_shown(shell):
     settings.configure(memory_budget_bytes="8GB")
     panel = nbinfer.panel()
     shell.cell("%engine load echo")
-    panels._refresher.draw()
+    refresher.draw()
     used = pool._bytes(pool.residents()[0])
-    assert "8.00 GB" in panel._head.value
+    assert "8.00 GB" in panel.engines._head.value
     assert switcher.state().used_bytes == pytest.approx(used, rel=0.2)
 
 
@@ -441,3 +424,42 @@ def test_in_a_kernel_a_click_changes_the_next_cell():
         assert kernel.widgets == {}
         threads = kernel.value("[t.name for t in __import__('threading').enumerate()]")
         assert "nbinfer-panel" not in threads
+
+
+# -------------------------------------------------------------------------- choosing
+
+
+def test_another_engine_and_model_by_name(shell):
+    panel = nbinfer.panel()
+    shell.cell("%engine load echo -m mine")
+    refresher.draw()
+    chooser = panel.engines.chooser
+    assert "echo" in chooser.engine.options
+    chooser.engine.value = "echo"
+    chooser.model.set_state({"value": "mi"})
+    assert "mine" in chooser.model.options  # what -m completes
+    chooser.model.value = "other"
+    chooser.use.click()
+    assert selection.current() == Selection("echo", ModelParams("other"))
+    assert "echo · other" in panel.engines._head.value
+    assert switcher.said.command == "%engine use echo -m other"
+    chooser.load.click()
+    assert eventually(lambda: state_of(panel, "echo", "other") == "ready")
+    chooser.model.value = ""
+    chooser.engine.value = "native"
+    chooser.use.click()
+    assert selection.current().engine == "native"
+
+
+def test_a_row_is_clicked_from_python(shell):
+    panel = nbinfer.panel()
+    shell.cell("%engine load echo -m mine")
+    refresher.draw()
+    panel.engines.press("use", "echo", "mine")
+    assert selection.current().model.model_name == "mine"
+    panel.engines.press("unload", "echo")
+    assert workers() == []
+    with pytest.raises(ConfigurationError, match="not loaded: no unload"):
+        panel.engines.press("unload", "echo")
+    with pytest.raises(ConfigurationError, match="no row of vllm x"):
+        panel.engines.press("use", "vllm", "x")

@@ -1,0 +1,1 @@
+"""The parts of ``%panel``: a tab each, and what they share."""
