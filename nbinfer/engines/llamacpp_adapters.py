@@ -57,10 +57,11 @@ class AdapterEngine(NamedAdapters):
         serves a request with fewer, and one that lacks any is loaded anew with both its own and
         the new ones: who goes back and forth between two loads twice, not each time.
         """
-        together = dict(self._wanted())
+        wanted = self._wanted()
+        together = dict(wanted)
         for kin in self._kin():
             loaded = _loaded(kin)
-            if self._enough(loaded):
+            if wanted.items() <= loaded.items():
                 return self._plan(loaded)
             for path, mark in loaded.items():
                 if mark is not None and adapters.stamp(path) == mark:
@@ -69,9 +70,6 @@ class AdapterEngine(NamedAdapters):
 
     def _wanted(self) -> dict[str, str | None]:
         return {path: adapters.stamp(path) for path in self._adapters.values()}
-
-    def _enough(self, loaded: Mapping[str, str | None]) -> bool:
-        return self._wanted().items() <= loaded.items()
 
     def _plan(self, files: Mapping[str, str | None]) -> Plan:
         plan = super().plan()
@@ -98,8 +96,8 @@ class AdapterEngine(NamedAdapters):
 
         Not for an adapter that does not fit: what is loaded stays then.
         """
-        others = self._kin()
-        if not others or any(self._enough(_loaded(kin)) for kin in others):
+        wanted, others = self._wanted(), self._kin()
+        if all(wanted.items() <= _loaded(kin).items() for kin in others):
             return
         plan = self.plan()
         for kin in others:
