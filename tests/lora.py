@@ -49,23 +49,6 @@ def write_peft(
     return str(folder)
 
 
-def smollm2(
-    folder: Path, seed: int, scale: float = 0.12, parts: tuple[str, ...] = ("q_proj", "k_proj")
-) -> str:
-    """A random adapter for SmolLM2-135M, strong enough that its effect is plain to see."""
-    random = np.random.default_rng(seed)
-    sizes = {"q_proj": 576, "k_proj": 192, "v_proj": 192, "o_proj": 576}
-    modules = {
-        f"model.layers.{layer}.self_attn.{part}": (
-            random.normal(0, scale, (8, 576)).astype("<f4"),
-            random.normal(0, scale, (sizes[part], 8)).astype("<f4"),
-        )
-        for layer in range(30)
-        for part in parts
-    }
-    return write_peft(folder, modules)
-
-
 ATTENTION = {"self_attn.q_proj": (576, 576), "self_attn.v_proj": (576, 192)}
 
 
@@ -77,8 +60,12 @@ def noise(
     modules: Mapping[str, tuple[int, int]] = ATTENTION,
     inside: str = "model.layers.{}.",
     scale: float = 0.3,
+    **config: Any,
 ) -> str:
-    """A random adapter of 30 layers, its modules with what each takes and gives."""
+    """A random adapter of 30 layers, its modules with what each takes and gives.
+
+    ``config`` is as of ``write_peft``.
+    """
     random = np.random.default_rng(seed)
     found = {}
     for layer in range(30):
@@ -90,10 +77,18 @@ def noise(
                     random.normal(0, scale, (gives, rank)),
                 )
                 found[name] = (a, b)
-    return write_peft(
-        folder,
-        found,
-        lora_alpha=rank,
-        task_type="CAUSAL_LM",
-        target_modules=[module.rpartition(".")[2] for module in modules],
-    )
+    facts = {
+        "lora_alpha": rank,
+        "task_type": "CAUSAL_LM",
+        "target_modules": [module.rpartition(".")[2] for module in modules],
+    }
+    return write_peft(folder, found, **{**facts, **config})
+
+
+def smollm2(
+    folder: Path, seed: int, scale: float = 0.12, parts: tuple[str, ...] = ("q_proj", "k_proj")
+) -> str:
+    """A random adapter for SmolLM2-135M, strong enough that its effect is plain to see."""
+    sizes = {"q_proj": 576, "k_proj": 192, "v_proj": 192, "o_proj": 576}
+    modules = {f"self_attn.{part}": (576, sizes[part]) for part in parts}
+    return noise(folder, seed, modules=modules, scale=scale, lora_alpha=16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..engines import vllm
 from ..gpu import CONTEXT_BYTES
 from .kvcache import LLAMACPP_BATCH, VLLM_CPU_STEP, VLLM_STEP, kv_bytes
 from .shapes import Shape
@@ -14,12 +15,12 @@ NATIVE_CHUNK = 512  # tokens of a row in one pass: worker/backends/native.py
 # Copies of a row's scores: float32, what the sampler makes of them, candidates to choose from.
 SCORES = {"native": 6, "vllm": 3, "llamacpp": 5}
 # Processes, libraries and heaps on a CPU: what ``benchmarks/memory.py`` finds of SmolLM2-135M
-# beside all else that is counted here; vLLM's is a round figure. On a GPU it is the CUDA context,
-# an allowance.
+# beside all else that is counted here; vLLM's is the round figure that its engine budgets with. On
+# a GPU it is the CUDA context, an allowance.
 OVERHEAD = {
     "llamacpp": 46_000_000,
     "native": 383_000_000,
-    "vllm": 1_800_000_000,
+    "vllm": vllm.OVERHEAD_BYTES,
 }
 # Of llama.cpp's vocabulary, for each token: its text and score (40 bytes), a node and a bucket of
 # the map from texts (72), its text as a piece (32), by llama-vocab.cpp's types on 64 bits.

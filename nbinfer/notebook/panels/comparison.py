@@ -18,7 +18,7 @@ from .cells import Asked, compare_cell, separated
 from .form import Form
 from .jobs import Jobs
 from .live import Status, speed
-from .parts import EDGE, TEXT, WIDE, block, cut, failed, quiet, table, titled
+from .parts import EDGE, TEXT, WIDE, block, cut, failed, quiet, system_message, table, titled
 from .picker import Picker
 from .work import Work
 
@@ -51,9 +51,7 @@ class Comparison(Work):
         self.frame: pd.DataFrame | None = None
         self.picker = Picker(self._chosen)
         self.form = Form()
-        self.system = ipywidgets.Textarea(
-            placeholder="none", rows=1, tooltip="System message", layout=WIDE
-        )
+        self.system = system_message()
         self.text = ipywidgets.Textarea(
             placeholder="prompts, with a line --- between them",
             rows=4,
@@ -62,12 +60,11 @@ class Comparison(Work):
         )
         self.answers = ipywidgets.HTML()
         self.numbers = ipywidgets.HTML()
-        parameters = ipywidgets.Accordion([self.form.box], titles=("Parameters",))
         self.children = (
             titled("Engines", self.picker),
             titled("Prompts", self.text),
             titled("System message", self.system),
-            parameters,
+            self.form.box,
             ipywidgets.HBox([self.go, self.stop]),
             self.status,
             self.notes,

@@ -12,7 +12,7 @@ from ...errors import ConfigurationError
 from ..switcher import Row, Said, State, command, label, short, switcher
 from ..text import format_bytes, visible
 from .chooser import Chooser
-from .parts import CODE, EDGE, TEXT, close
+from .parts import CODE, EDGE, TEXT, button, close
 
 __all__ = ["Engines"]
 
@@ -115,9 +115,7 @@ class _Line:
                 act(self.row)
                 self._clicked()
 
-        made = ipywidgets.Button(layout={"width": "auto", "flex": "0 0 auto"})
-        made.on_click(clicked)
-        return made
+        return button("", "", clicked)
 
     def show(self, row: Row, budget: int) -> None:
         """Show a row."""
@@ -126,9 +124,9 @@ class _Line:
         self._use.description = "✓ In use" if row.chosen else "Use"
         self._load.disabled = not row.can_load
         self._unload.disabled = not row.can_unload
-        for action, button in self.buttons.items():
+        for action, one in self.buttons.items():
             # Read aloud with the button's word: which of the many it is.
-            button.tooltip = visible(command(action, row.selection))
+            one.tooltip = visible(command(action, row.selection))
 
 
 # ------------------------------------------------------------------------------- HTML

@@ -111,7 +111,8 @@ class Form:
         columns = "repeat(auto-fit, minmax(18em, 1fr))"
         small = [one.box for one in self.fields[:-2]]
         grid = ipywidgets.GridBox(small, layout={"grid_template_columns": columns, "grid_gap": "0"})
-        self.box = ipywidgets.VBox([grid, *(one.box for one in self.fields[-2:])], layout=WIDE)
+        fields = ipywidgets.VBox([grid, *(one.box for one in self.fields[-2:])], layout=WIDE)
+        self.box = ipywidgets.Accordion([fields], titles=("Parameters",))
 
     def __getitem__(self, name: str) -> Field:
         (found,) = (one for one in self.fields if one.name == name)

@@ -95,6 +95,11 @@ def button(text: str, tooltip: str, act: Any, *, icon: str = "", disabled: bool 
     return made
 
 
+def system_message() -> Any:
+    """The box of a system message."""
+    return ipywidgets.Textarea(placeholder="none", rows=1, tooltip="System message", layout=WIDE)
+
+
 def titled(title: str, *parts: Any) -> Any:
     """A heading with what belongs under it."""
     head = ipywidgets.HTML(f'<div style="{TEXT};font-weight:600">{html.escape(title)}</div>')

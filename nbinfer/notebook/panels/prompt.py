@@ -20,7 +20,19 @@ from .cells import Asked, infer_cell
 from .form import Form
 from .jobs import Jobs
 from .live import Answer, speed
-from .parts import EDGE, TEXT, WIDE, Shown, block, button, cut, failed, quiet, titled
+from .parts import (
+    EDGE,
+    TEXT,
+    WIDE,
+    Shown,
+    block,
+    button,
+    cut,
+    failed,
+    quiet,
+    system_message,
+    titled,
+)
 from .work import Work
 
 if TYPE_CHECKING:
@@ -72,9 +84,7 @@ class Prompt(Work):
         self._said: deque[Turn] = deque(maxlen=MOST_TURNS)
         self.form = Form()
         self.head = ipywidgets.HTML()
-        self.system = ipywidgets.Textarea(
-            placeholder="none", rows=1, tooltip="System message", layout=WIDE
-        )
+        self.system = system_message()
         self.history = ipywidgets.HTML()
         self.answer = ipywidgets.HTML()
         self._live = Shown(self.answer)
@@ -82,7 +92,6 @@ class Prompt(Work):
             placeholder="what the model is asked", rows=3, tooltip="Prompt", layout=WIDE
         )
         self.new = button("New chat", "forget the conversation; its rows stay", self._new)
-        parameters = ipywidgets.Accordion([self.form.box], titles=("Parameters",))
         self.children = (
             self.head,
             titled("System message", self.system),
@@ -92,7 +101,7 @@ class Prompt(Work):
             ipywidgets.HBox([self.go, self.stop, self.new]),
             self.status,
             self.notes,
-            parameters,
+            self.form.box,
             titled("The same as a cell", self.cell),
         )
 
