@@ -76,33 +76,44 @@ def row(engine: InferenceEngine, prompt: Any, **params: Any) -> Any:
 
 
 def continuous_batching(bench: Bench) -> str:
-    """A run joins a running one and ends before it; both together beat one after another."""
+    """Runs at once share the model's passes: together they beat one after another.
+
+    The best of three tries: others may use the machine meanwhile.
+    """
     engine = bench.engine().load()
+    ended: list[str] = []
 
-    def run(prompts: Any, tokens: int) -> tuple[float, float]:
+    def run(prompt: str) -> None:
+        rows(engine, [prompt], max_new_tokens=32)
+        ended.append(prompt)
+
+    def seconds(work: Callable[[], None]) -> float:
         began = time.monotonic()
-        rows(engine, list(prompts), max_new_tokens=tokens)
-        return began, time.monotonic()
+        work()
+        return time.monotonic() - began
 
-    run(PROMPTS[:1], 2)
-    alone = sum(end - begin for begin, end in (run(PROMPTS, 32), run(PROMPTS, 32)))
-    ends: list[tuple[float, float]] = []
-    began = time.monotonic()
-    threads = [
-        threading.Thread(target=lambda t=tokens: ends.append(run(PROMPTS, t)))
-        for tokens in (32, 32)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    together = time.monotonic() - began
-    need(len(ends) == 2, "one of two runs at once failed")
-    need(
-        together < 0.95 * alone,
-        f"two runs at once took {together:.2f} s, one after the other {alone:.2f} s",
-    )
-    return f"two runs at once took {together:.2f} s, one after the other {alone:.2f} s"
+    def one_by_one() -> None:
+        for prompt in PROMPTS:
+            run(prompt)
+
+    def together() -> None:
+        threads = [threading.Thread(target=run, args=(prompt,)) for prompt in PROMPTS]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    one_by_one()  # both ways find the same in the prefix cache
+    said = ""
+    for _ in range(3):
+        at_once, alone = seconds(together), seconds(one_by_one)
+        said = f"four runs at once took {at_once:.2f} s, one after the other {alone:.2f} s"
+        if at_once < 0.9 * alone:
+            break
+    else:
+        raise Unproven(said)
+    need(len(ended) % len(PROMPTS) == 0, "one of the runs at once failed")
+    return said
 
 
 def prefix_caching(bench: Bench) -> str:

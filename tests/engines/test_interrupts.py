@@ -255,9 +255,9 @@ def test_while_it_waits_for_another_engine(kernel):
 
 def test_the_stop_button_twice(kernel):
     pid = pid_of_engine(kernel)
-    cell_ = kernel.send(cell(["Tell me a long story."], "--max-new-tokens 400"))
+    cell_ = kernel.send("%%infer --max-new-tokens 1500\nTell me a very long story about an old ship.")
     kernel.began(cell_)
-    kernel.pump(0.6)
+    kernel.printed(cell_, 40)
     pressed = kernel.interrupt()
     kernel.interrupt()
     reply = kernel.wait(cell_, 30)

@@ -152,7 +152,7 @@ def test_what_cannot_start_says_why(clean, tmp_path):
 
 
 def test_an_interrupt_while_it_starts_ends_it(clean, monkeypatch):
-    monkeypatch.setattr(nbinfer.serving, "_answers", lambda *_: False)
+    monkeypatch.setattr("nbinfer.server_start._answers", lambda *_: False)
     with interrupt_when(lambda: nbinfer.servers()), pytest.raises(RunInterrupted):
         nbinfer.serve("llamacpp")
     assert nbinfer.servers() == []

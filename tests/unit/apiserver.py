@@ -206,6 +206,12 @@ class Server:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _stop(self) -> None:
+        # Python 3.11 loses the sockets that it has accepted and not yet given to us, if the server
+        # is closed under it: no more are taken first, and those get their turns.
+        for listening in self._server.sockets:
+            self._loop.remove_reader(listening.fileno())
+        for _ in range(3):
+            await asyncio.sleep(0)
         self._server.close()
         for task in self._tasks:
             task.cancel()
