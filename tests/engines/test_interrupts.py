@@ -255,7 +255,9 @@ def test_while_it_waits_for_another_engine(kernel):
 
 def test_the_stop_button_twice(kernel):
     pid = pid_of_engine(kernel)
-    cell_ = kernel.send("%%infer --max-new-tokens 1500\nTell me a very long story about an old ship.")
+    cell_ = kernel.send(
+        "%%infer --max-new-tokens 1500\nTell me a very long story about an old ship."
+    )
     kernel.began(cell_)
     kernel.printed(cell_, 40)
     pressed = kernel.interrupt()
