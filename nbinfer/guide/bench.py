@@ -15,6 +15,7 @@ from ..residents import pool
 from ..server_records import Server
 from ..serving import serve
 from . import materials
+from .showing import TOKENS, row
 
 __all__ = ["Bench"]
 
@@ -115,8 +116,6 @@ class Bench:
 
     def plain(self, prompt: str) -> str:
         """The greedy answer of the embedded model as it is, asked for once."""
-        from .probes import TOKENS, row
-
         if prompt not in self._plain:
             found = row(self.engine(), prompt, max_new_tokens=TOKENS)
             self._plain[prompt] = found["output"]

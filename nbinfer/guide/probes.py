@@ -1,8 +1,8 @@
 """One probe for each feature: it uses the feature on a real engine and says what it saw.
 
-A probe proves by an effect that would not be there otherwise: a second run that ends before the
-first, a prompt's tokens that were not computed, an answer that an adapter changes. What is
-promised alone (a field that is accepted) proves nothing.
+A probe proves by an effect that would not be there otherwise: runs at once that beat one
+after another, a prompt's tokens that were not computed, an answer that an adapter changes. What
+is promised alone (a field that is accepted) proves nothing.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ from ..config import GenerationParams, GuidedDecodingParams
 from ..messages import Conversation, ImagePart, Message, Role, TextPart
 from ..torch_build import gpu_vendor
 from . import materials, pictures
+from .showing import TOKENS, Unproven, need, row, rows
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from ..engines.base import InferenceEngine
     from .bench import Bench
 
-__all__ = ["PROBES", "TOKENS", "Probe", "Unproven"]
+__all__ = ["PROBES", "Probe"]
 
 PROMPTS = (
     "Write a haiku about the sea.",
@@ -34,13 +32,8 @@ PROMPTS = (
     "Describe rain in a sentence.",
 )
 REPEATED = "Repeat this: one two three four one two three four one two three four"
-TOKENS = 16  # of an answer that is compared with another
 # Engines compute it in blocks of tokens, so a shared text must fill several.
 LONG = "The rules of the house are listed here, one after another, and all of them count. " * 16
-
-
-class Unproven(Exception):
-    """The engine did not show it; the text says what it showed."""
 
 
 @dataclass(frozen=True)
@@ -54,25 +47,6 @@ class Probe:
     run: Callable[[Bench], str]
     setup: str = ""
     plain: str = ""
-
-
-def need(true: Any, otherwise: str) -> None:
-    """Go on only if it is true."""
-    if not true:
-        raise Unproven(otherwise)
-
-
-def rows(engine: InferenceEngine, prompts: Any, **params: Any) -> pd.DataFrame:
-    """Rows without an error."""
-    frame = engine.infer(prompts, GenerationParams(**params), progress=False)
-    wrong = frame["error"].dropna()
-    need(wrong.empty, f"a row failed: {wrong.iloc[0] if len(wrong) else ''}")
-    return frame
-
-
-def row(engine: InferenceEngine, prompt: Any, **params: Any) -> Any:
-    """The one row of one prompt."""
-    return rows(engine, prompt, **params).iloc[0]
 
 
 def continuous_batching(bench: Bench) -> str:

@@ -12,7 +12,8 @@ from ..progress import Reporter, reporter
 from ..records import Stage
 from . import proofs, reasons
 from .bench import Bench
-from .probes import PROBES, Unproven
+from .probes import PROBES
+from .showing import Unproven
 
 __all__ = ["prove"]
 

@@ -13,7 +13,8 @@ import nbinfer
 from nbinfer import ConfigurationError, environments, settings
 from nbinfer.guide import features as table
 from nbinfer.guide import materials, pages, pictures, probing, proofs, reasons
-from nbinfer.guide.probes import PROBES, Probe, Unproven, need
+from nbinfer.guide.probes import PROBES, Probe
+from nbinfer.guide.showing import Unproven, need
 
 
 @pytest.fixture(autouse=True)
