@@ -10,7 +10,8 @@ from typing import Any
 from .lease import Ticket, lease_for
 from .measure import PeakSampler
 from .records import Finished, Record, RowRequest, Stage
-from .residents import Plan, Resident, pool
+from .resident import Plan, Resident
+from .residents import pool
 from .run import HEARTBEAT_S, INTERRUPT, Event, Run
 
 __all__ = ["LocalRun"]

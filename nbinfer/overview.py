@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import measure
-from .residents import Resident, pool
+from .resident import Resident
+from .residents import pool
 from .server_records import Server, servers
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import GenerationParams
 from ..errors import ConfigurationError, ModelNotFound
-from ..residents import Plan
+from ..resident import Plan
 from .local import LocalEngine
 
 __all__ = ["NamedAdapters", "PeftAdapters", "adapter_config"]

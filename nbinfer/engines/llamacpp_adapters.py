@@ -16,7 +16,8 @@ from ..errors import ConfigurationError, LoadError
 from ..local_run import LocalRun
 from ..notices import notify
 from ..records import RowRequest
-from ..residents import Plan, Resident, pool
+from ..resident import Plan, Resident
+from ..residents import pool
 from .adapters import NamedAdapters
 
 __all__ = ["AdapterEngine", "read_header"]

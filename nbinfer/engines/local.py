@@ -15,7 +15,8 @@ from ..config import GenerationParams
 from ..errors import ConfigurationError, RunInterrupted, UnsupportedParameter
 from ..local_run import LocalRun
 from ..records import Outcome, RowRequest
-from ..residents import Plan, Resident, pool
+from ..resident import Plan, Resident
+from ..residents import pool
 from ..tools import call_schema
 from ..torch_build import gpu_vendor
 from ..worker.host import Event, kernel_python

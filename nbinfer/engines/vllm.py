@@ -13,7 +13,8 @@ from ..errors import ConfigurationError
 from ..local_run import LocalRun
 from ..notices import notify
 from ..records import RowRequest
-from ..residents import Plan, pool
+from ..resident import Plan
+from ..residents import pool
 from .adapters import PeftAdapters, adapter_config
 from .local import check_counts, physical_cores
 from .parallel import check_tensor_parallel

@@ -12,7 +12,8 @@ from ..engines.remote import RemoteEngine
 from ..errors import ConfigurationError
 from ..progress import reporter
 from ..recipes import RECIPES
-from ..residents import Resident, pool
+from ..resident import Resident
+from ..residents import pool
 from ..server_records import servers
 from .choosing import chosen as chosen_for
 from .text import visible

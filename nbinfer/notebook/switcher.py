@@ -20,7 +20,8 @@ from ..engines.local import LocalEngine
 from ..engines.remote import RemoteEngine
 from ..errors import ConfigurationError, NbinferError, brief_traceback
 from ..measure import Seen, seen
-from ..residents import Resident, pool
+from ..resident import Resident
+from ..residents import pool
 from ..selection import Selection
 from .text import fit, format_bytes, visible
 
