@@ -1,23 +1,28 @@
-"""nbinfer's view of its own frames, as the shell's formatter for DataFrames.
+"""nbinfer's view of its own frames, as the shell's formatter for DataFrames, and its plots.
 
 The view itself is imported when the first of our frames is shown.
 """
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 __all__ = ["install_formatters", "uninstall_formatters"]
 
 
 def _ours(df: Any) -> bool:
-    """A run's rows, or one of our tables of units (``%engine``, a summary)."""
+    """A run's rows, one of our tables of units (``%engine``, a summary), or a whole benchmark.
+
+    A part that somebody took of a frame is theirs: of its columns none may be hidden.
+    """
     about = df.attrs.get("nbinfer")
     if not isinstance(about, dict):
         return False
     from .display import MARKS
 
-    return "table" in about or all(name in df.columns for name in MARKS)
+    whole = "caption" in about and set(about["hidden"]) <= set(df.columns)
+    return "table" in about or whole or all(name in df.columns for name in MARKS)
 
 
 class _Html:
@@ -46,9 +51,17 @@ class _Plain(_Html):
             printer.text(repr(df))
 
 
+def _png(figure: Any) -> bytes:
+    """A plot as a picture, whether or not ``%matplotlib inline`` was run."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    return data.getvalue()
+
+
 FORMATTERS: tuple[tuple[str, type[_Html]], ...] = (("text/html", _Html), ("text/plain", _Plain))
 # pandas 3 says "pandas", earlier releases where the class is defined.
 MODULES = ("pandas", "pandas.core.frame")
+FIGURE = ("matplotlib.figure", "Figure")
 
 
 def install_formatters(ip: Any) -> None:
@@ -61,6 +74,10 @@ def install_formatters(ip: Any) -> None:
         for module in MODULES:  # by name, so that pandas need not be imported yet
             before = formatter.deferred_printers.get((module, "DataFrame"))
             formatter.for_type_by_name(module, "DataFrame", kind(before))
+    # Where nobody shows figures yet; %matplotlib inline, if it is run later, takes our place.
+    kinds = ip.display_formatter.formatters
+    if not any(formatter.for_type_by_name(*FIGURE) for formatter in kinds.values()):
+        kinds["image/png"].for_type_by_name(*FIGURE, _png)
 
 
 def uninstall_formatters(ip: Any) -> None:
@@ -74,6 +91,9 @@ def uninstall_formatters(ip: Any) -> None:
                         del printers[key]
                     else:
                         printers[key] = value.before
+    pictures = ip.display_formatter.formatters["image/png"]
+    if pictures.for_type_by_name(*FIGURE) is _png:
+        pictures.pop(".".join(FIGURE))
 
 
 def _is_frame_class(kind: type) -> bool:

@@ -345,6 +345,10 @@ def test_the_magic(shell):
     frame = shell.cell(f"{line} --concurrency 1,2 --slo ttft_s=9").value
     assert frame["concurrency"].tolist() == [1, 2]
     assert frame["good_share"].tolist() == [1.0, 1.0]
+    shown, _ = shell.display_formatter.format(frame)  # with units, and not every column
+    assert shown["text/plain"].startswith("8 tokens in, 4 out")
+    assert "goodput_per_s_low" not in shown["text/html"]
+    assert "image/png" in shell.display_formatter.format(frame.infer.plot())[0]
     shell.user_ns["table"] = pd.DataFrame({"w": ["a", "b"]})
     frame = shell.cell(f"{line} --data table --template '{{{{w}}}} c'").value
     assert np.allclose(frame["prompt_tokens"].astype(float), 2)

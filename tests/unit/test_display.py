@@ -193,6 +193,39 @@ def test_only_our_frames_are_shown_our_way():
     assert "echo · m" not in shell.display_formatter.format(frame_of("x"))[0]["text/plain"]
 
 
+def test_what_hides_columns_is_shown_our_way_while_it_is_whole():
+    shell = TestingShell()
+    install_formatters(shell)
+    frame = pd.DataFrame({"engine": ["<b>"], "ttft_s": [0.5], "ttft_s_low": [0.25]})
+    frame.attrs["nbinfer"] = {"caption": "2 repeats", "hidden": ["ttft_s_low"]}
+    shown, _ = shell.display_formatter.format(frame)
+    assert shown["text/plain"].splitlines()[0] == "2 repeats"
+    assert "0.500 s" in shown["text/plain"]
+    assert "ttft_s_low" not in shown["text/plain"] + shown["text/html"]
+    part = frame[["engine", "ttft_s"]]
+    assert shell.display_formatter.format(part)[0]["text/plain"] == repr(part)
+
+
+def test_a_plot_is_a_picture_without_a_word_to_matplotlib():
+    from matplotlib.figure import Figure
+
+    shell = TestingShell()
+    figure = Figure(figsize=(1, 1))
+    assert "image/png" not in shell.display_formatter.format(figure)[0]
+    for _ in range(2):
+        install_formatters(shell)
+        shown, _ = shell.display_formatter.format(figure)
+        assert shown["image/png"].startswith(b"\x89PNG")
+    uninstall_formatters(shell)
+    assert "image/png" not in shell.display_formatter.format(figure)[0]
+    svg = shell.display_formatter.formatters["image/svg+xml"]
+    svg.for_type(Figure, lambda _: "<svg/>")
+    install_formatters(shell)
+    assert "image/png" not in shell.display_formatter.format(figure)[0]
+    uninstall_formatters(shell)
+    assert shell.display_formatter.format(figure)[0]["image/svg+xml"] == "<svg/>"
+
+
 def test_another_extensions_formatter_is_kept_and_given_back():
     shell = TestingShell()
     html_formatter = shell.display_formatter.formatters["text/html"]
