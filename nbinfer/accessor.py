@@ -35,6 +35,7 @@ __all__ = [
 
 _TOKENS = ("prompt_tokens", "output_tokens")
 _MEMORY = ("model_memory_bytes", "peak_memory_bytes")
+_PARTS = ("weights_bytes", "kv_cache_bytes", "activations_bytes", "overhead_bytes")
 _FACTS = ("wall_s", "output_tokens_per_s", "requests_per_s", "load_s")
 _NTH = "(nth)"
 _QUANTILES = {
@@ -230,11 +231,16 @@ class InferAccessor:
         return manifest(self._df)
 
     def plot(self) -> Figure:
-        """See ``nbinfer.plot``; of a benchmark, throughput against latency."""
-        if "benchmark" in (self._df.attrs.get("nbinfer") or {}):
+        """A timeline; of a benchmark, throughput against latency; of ``%memory``, its parts."""
+        facts = self._df.attrs.get("nbinfer") or {}
+        if "benchmark" in facts:
             from .guide.report import draw
 
             return draw(self._df)
+        if "room_bytes" in facts:
+            from .guide.memory_plot import draw as bars
+
+            return bars(_checked(self._df, "engine", "precision", "device", *_PARTS))
         return plot(self._df)
 
     def requests(self) -> pd.DataFrame:

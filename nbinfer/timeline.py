@@ -1,4 +1,4 @@
-"""The picture behind ``df.infer.plot()``."""
+"""The picture behind ``df.infer.plot()``, and the empty figure that each of ours begins with."""
 
 from __future__ import annotations
 
@@ -10,25 +10,36 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["draw"]
+__all__ = ["blank", "draw"]
 
 MOST_ROWS = 60
 MOST_RUNS = 4
 PHASES = (("queue", "#c9c9c9"), ("prefill (TTFT)", "#f0a030"), ("decode", "#3b7dd8"))
 
 
-def draw(df: pd.DataFrame) -> Figure:
-    """A bar for each row, from its submission on, split in queue, prefill and decode."""
+def blank(width: float, height: float) -> Figure:
+    """A figure of so many inches.
+
+    Raises
+    ------
+    NbinferError
+        Without matplotlib.
+    """
     try:
         from matplotlib.figure import Figure  # not pyplot: nothing stays registered
     except ImportError:
         raise NbinferError(
             "plots need matplotlib, which is not installed", hint='pip install "nbinfer[plot]"'
         ) from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw(df: pd.DataFrame) -> Figure:
+    """A bar for each row, from its submission on, split in queue, prefill and decode."""
     every = list(df.groupby("run_id", sort=False))
     runs = every[:MOST_RUNS]
     heights = [0.9 + 0.16 * min(len(part), MOST_ROWS) for _, part in runs]
-    figure = Figure(figsize=(8, sum(heights) + 0.6), layout="constrained")
+    figure = blank(8, sum(heights) + 0.6)
     panels = figure.subplots(
         len(runs), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
     )

@@ -88,7 +88,7 @@ def memory(
         ``measured_peak_bytes``, the highest that this model took on this machine in a run of that
         engine and precision, whatever its context and batch; ``largest_context``, at this batch,
         and ``largest_batch``, at this context, that fit (NA if none does); ``device``. What was
-        assumed is in ``attrs["nbinfer"]``.
+        assumed is in ``attrs["nbinfer"]``; ``df.infer.plot()`` draws it.
 
     Raises
     ------
@@ -165,6 +165,7 @@ def _row(
             lambda n: total(replace(job, batch=n)) <= place.room, asking.MOST_BATCH
         ),
         "device": place.name,
+        "room": place.room // job.parallel if place.shared else place.room,
     }
 
 
@@ -198,5 +199,6 @@ def _frame(
         "kv_dtype": kv_dtype,
         "parameters": sum(t.count for t in found.tensors) + found.extra,
         "weights": found.origin,
+        "room_bytes": {row["device"]: row["room"] for row in rows},
     }
     return frame

@@ -13,8 +13,8 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NbinferError
 from ..notebook.text import format_bytes, format_seconds, unknown, visible
+from ..timeline import blank
 from . import metrics
 from .results import Benchmark
 
@@ -59,13 +59,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     NbinferError
         Without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure  # not pyplot: nothing stays registered
-    except ImportError:
-        raise NbinferError(
-            "plots need matplotlib, which is not installed", hint='pip install "nbinfer[plot]"'
-        ) from None
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = blank(7, 4.5)
     axes = figure.subplots()
     x, y = "latency_s_p50", "output_tokens_per_s"
     for (engine, model), part in frame.groupby(["engine", "model"], sort=False):

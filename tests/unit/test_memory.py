@@ -545,6 +545,30 @@ def test_the_page_is_what_the_code_makes():
     assert (DOCS / "memory.md").read_text(encoding="utf-8") == memory_page.memory_page()
 
 
+# ---------------------------------------------------------------- the picture
+
+
+def test_it_is_drawn(monkeypatch, tmp_path):
+    monkeypatch.setenv("NBINFER_HOME", str(tmp_path))
+    asked = {"engines": ["vllm", "native"], "precisions": ["bf16", "4-bit"], "device": "24GB"}
+    frame = nbinfer.memory("Llama-3.1-8B", **asked)
+    (axes,) = frame.infer.plot().axes
+    assert [t.get_text() for t in axes.get_yticklabels()] == [
+        *("vllm · bf16", "vllm · 4-bit", "native · bf16", "native · 4-bit"),
+    ]
+    # Each bar's parts end where its total is, and the dashed line is the device's room.
+    ends = [max(b.get_x() + b.get_width() for b in axes.patches[row::4]) for row in range(4)]
+    assert ends == pytest.approx([total / 1e9 for total in frame["total_bytes"]])
+    rooms = [line.get_xdata()[0] for line in axes.lines]
+    assert rooms == [24.0] * 4
+    peaks.remember({"engine": "vllm", "model": "Llama-3.1-8B", "peak_memory_bytes": 17 * 10**9,
+                    "model_facts": {"precision": "bf16"}})  # fmt: skip
+    (axes,) = nbinfer.memory("Llama-3.1-8B", **asked).infer.plot().axes
+    assert axes.lines[-1].get_xdata()[0] == 17.0
+    own = nbinfer.memory("Llama-3.1-8B", engines="vllm", tensor_parallel_size=2)
+    assert own.infer.plot().axes[0].get_xlabel().endswith("each device")
+
+
 # ---------------------------------------------------------------- the commands
 
 
