@@ -17,7 +17,7 @@ from .rewrite import Finding, rewrite
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["migrate_line", "rewritten_cell", "rewritten_magic"]
+__all__ = ["migrate_line", "rewritten_cell", "rewritten_magic", "show_rewritten"]
 
 _MAGIC = re.compile(r"\s*%{1,2}(?:nbinfer\s+)?(infer|engine|compare)\b")
 _SETTING = re.compile(r"""(?P<flag>-k|--kwarg|--set)(?P<gap>[ =])(?P<text>"[^"]*"|'[^']*'|\S+)""")
@@ -93,12 +93,17 @@ def migrate_line(options: argparse.Namespace, cell: str | None = None) -> pd.Dat
         remote_params=source.remote,
     )
     if cell is not None:
-        text, findings = rewritten_cell(cell, options.source, options.target)
-        print(text.rstrip("\n"))
-        frame.attrs["nbinfer"]["rewritten"] = text
-        for one in findings:
-            print(f"# line {one.line}: {one.what}")
+        frame.attrs["nbinfer"]["rewritten"] = show_rewritten(cell, options.source, options.target)
     return frame
+
+
+def show_rewritten(cell: str, source: str | None, target: str | None) -> str:
+    """Print a cell rewritten, and below it what a reader has to know; returns the cell."""
+    text, findings = rewritten_cell(cell, source, target)
+    print(text.rstrip("\n"))
+    for one in findings:
+        print(f"# line {one.line}: {one.what}")
+    return text
 
 
 def rewritten_cell(code: str, source: str | None, target: str | None) -> tuple[str, list[Finding]]:

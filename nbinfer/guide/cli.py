@@ -46,12 +46,6 @@ def add_commands(commands: Any) -> None:
         help="files that use Oumi, or another engine, rewritten: a diff first; or FROM TO",
         allow_abbrev=False,
     )
-    add = migrate.add_argument
-    add("words", nargs="+", metavar="PATH", help="files and folders; or two engines: what changes")
-    add("--from", dest="source", metavar="ENGINE", help="where this engine is used ...")
-    add("--to", dest="target", metavar="ENGINE", help="... make this one instead")
-    add("--write", action="store_true", help="write the files, after the diff")
-    add("--force", action="store_true", help="--write: also where git has uncommitted changes")
     migrate_options(migrate)
     migrate.set_defaults(run=_migrate)
 
@@ -88,30 +82,12 @@ def _benchmark(options: argparse.Namespace) -> int:
 
 
 def _migrate(options: argparse.Namespace) -> int:
-    from ..engines import registry
-    from . import convert
+    from ..notebook.guide_commands import run_migrate
 
-    names = registry.names(hidden=True)
-    if len(options.words) == 2 and all(word in names for word in options.words):
-        from ..notebook.guide_commands import run_migrate
-
-        options.source, options.target = options.words
-        frame = run_migrate(options)
+    frame = run_migrate(options, tell=lambda line: print(line, file=sys.stderr))
+    if frame is not None:
         _show(frame)
         print("\n" + frame.attrs["nbinfer"]["code"], end="")
-        return 0
-    found = convert.convert(options.words, options.source, options.target)
-    print(convert.diff(found), end="")
-    for one in found:
-        for finding in one.findings:
-            print(f"{one.path}:{finding.line}: {finding.what}", file=sys.stderr)
-    if options.write:
-        for line in convert.write(found, force=options.force):
-            print(f"written: {line}", file=sys.stderr)
-    elif any(one.changed for one in found):
-        print("nothing is written yet: --write does it", file=sys.stderr)
-    else:
-        print("there is nothing to change", file=sys.stderr)
     return 0
 
 

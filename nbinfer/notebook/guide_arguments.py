@@ -159,26 +159,34 @@ def migrate_parser() -> Parser:
         prog="%migrate",
         description=(
             "What changes between two engines for the parameters given: kept, renamed,\n"
-            "approximated or lost, and why. As %%migrate it rewrites the cell below it."
+            "approximated or lost, and why. As %%migrate it rewrites the cell below it; without\n"
+            "engines that is Oumi's code. Of files and folders it shows the diff."
         ),
-        epilog="Example: %migrate native vllm -k load_in_4bit=true --set num_beams=4",
+        epilog=(
+            "Examples: %migrate native vllm -k load_in_4bit=true --set num_beams=4\n"
+            "          %migrate old.ipynb --from native --to vllm --write"
+        ),
     )
-    parser.add_argument("source", metavar="FROM", help="the engine now")
-    parser.add_argument("target", metavar="TO", help="the engine to come")
     migrate_options(parser)
     return parser
 
 
 def migrate_options(parser: argparse.ArgumentParser) -> None:
-    """The parameters that are migrated: by default those of the engine last chosen."""
+    """What ``%migrate`` and ``nbinfer migrate`` take; parameters are by default the engine's."""
     from .arguments import model_options
 
+    add = parser.add_argument
+    add("words", nargs="*", metavar="FROM TO|PATH", help="two engines; or files and folders")
+    add("--from", dest="source", metavar="ENGINE", help="in files: where this engine is used ...")
+    add("--to", dest="target", metavar="ENGINE", help="... make this one instead")
+    add("--write", action="store_true", help="write the files, after the diff")
+    add("--force", action="store_true", help="--write: also where git has uncommitted changes")
     model_options(parser)
-    parser.add_argument(
+    add(
         "-p", "--param", metavar="KEY=VALUE", action="append", default=[],
         help="any other field of ModelParams, such as torch_dtype_str=bfloat16",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="any GenerationParams field"
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -53,10 +53,13 @@ class GuideCommands:
         """Run ``%benchmark``."""
         return run_benchmark(PARSERS["benchmark"]().parse_line(line), self.shell.user_ns)
 
-    def migrate(self, line: str, cell: str | None) -> pd.DataFrame:
-        """Run ``%migrate`` or ``%%migrate``."""
-        options = PARSERS["migrate"]().parse_line(line)
-        return run_migrate(options, cell)
+    def migrate(self, line: str, cell: str | None) -> pd.DataFrame | None:
+        """Run ``%migrate`` or ``%%migrate``; what to run afterwards comes before the table."""
+        frame = run_migrate(PARSERS["migrate"]().parse_line(line), cell)
+        if frame is not None and cell is None:
+            told = frame.attrs["nbinfer"]
+            print(f"{told['cell']}\n\n{told['code']}", end="")
+        return frame
 
 
 # What the command line runs too, of the same options.
@@ -173,11 +176,47 @@ def _table(name: str, variables: Mapping[str, Any]) -> pd.DataFrame:
         raise ConfigurationError(f"--data: {name!r} cannot be read: {error}") from None
 
 
-def run_migrate(options: argparse.Namespace, cell: str | None = None) -> pd.DataFrame:
-    """The table of ``%migrate``; with a cell, the cell rewritten is printed."""
-    from ..guide.cells import migrate_line
+def run_migrate(
+    options: argparse.Namespace, cell: str | None = None, tell: Callable[[str], None] = print
+) -> pd.DataFrame | None:
+    """The table of two engines, with a cell rewritten before it; of files the diff alone."""
+    from ..engines import registry
+    from ..guide import cells
 
-    return migrate_line(options, cell)
+    words, names = options.words, registry.names(hidden=True)
+    named = [word for word in words if word in names and not Path(word).exists()]
+    if cell is not None and not words:
+        cells.show_rewritten(cell, None, None)
+        return None
+    if len(words) == 2 and (named or cell is not None):
+        options.source, options.target = words
+        return cells.migrate_line(options, cell)
+    if named or cell is not None or not words:
+        raise ConfigurationError(
+            "two engines are required, the one now and the one to come: "
+            + (" ".join(words) if words else "none is named"),
+            hint="%migrate native vllm; or name files and folders",
+        )
+    _migrate_files(options, tell)
+    return None
+
+
+def _migrate_files(options: argparse.Namespace, tell: Callable[[str], None]) -> None:
+    """Print the diff of what would change, and write it if that is asked for."""
+    from ..guide import convert
+
+    found = convert.convert(options.words, options.source, options.target)
+    print(convert.diff(found), end="", flush=True)
+    for one in found:
+        for finding in one.findings:
+            tell(f"{one.path}:{finding.line}: {finding.what}")
+    if options.write:
+        for line in convert.write(found, force=options.force):
+            tell(f"written: {line}")
+    elif any(one.changed for one in found):
+        tell("nothing is written yet: --write does it")
+    else:
+        tell("there is nothing to change")
 
 
 def listed(text: str | None) -> list[str] | None:

@@ -136,8 +136,8 @@ class NbinferMagics(Magics):  # type: ignore[misc]
     @no_var_expand
     @line_cell_magic
     @clean_errors
-    def migrate(self, line: str, cell: str | None = None) -> pd.DataFrame:
-        """See what changes between two engines, and the cell rewritten."""
+    def migrate(self, line: str, cell: str | None = None) -> pd.DataFrame | None:
+        """See what changes between two engines, a cell rewritten, or the diff of files."""
         return self._guide.migrate(line, cell)
 
     @no_var_expand

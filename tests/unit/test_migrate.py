@@ -359,6 +359,9 @@ def test_a_cell_with_a_magic():
 def test_the_magic(shell):
     shown = shell.cell("%migrate native vllm -k load_in_8bit=true -p model_max_length=64")
     assert set(shown.value["status"]) == {"kept", "approximated"}
+    # What to run is printed: the cell, and the Python that says all of it.
+    assert shown.stdout.startswith("%%infer -e vllm -k quantization=")
+    assert "engine = VLLMInferenceEngine(" in shown.stdout
     shown = shell.cell("%%migrate native vllm\n%%infer -e native -k batch_size=2\nHello")
     assert "%%infer -e vllm -k max_num_seqs=2\nHello" in shown.stdout
     shown = shell.cell(
@@ -366,6 +369,7 @@ def test_the_magic(shell):
     )
     assert "from nbinfer import NativeTextInferenceEngine" in shown.stdout
     for line, problem in {
+        "": "required",
         "native": "required",
         "native nowhere": "no engine is called",
         "native vllm -p colour=red": "colour",
@@ -374,10 +378,37 @@ def test_the_magic(shell):
             shell.cell(f"%migrate {line}")
 
 
+def test_the_magic_of_oumis_code(shell, tmp_path, monkeypatch):
+    """A cell of it without engines, and files, whose diff comes first."""
+    code = "from oumi.inference import VLLMInferenceEngine\n"
+    shown = shell.cell(f"%%migrate\n{code}")
+    assert shown.value is None
+    assert shown.stdout == "from nbinfer import VLLMInferenceEngine\n"
+    with pytest.raises(ConfigurationError, match="required"):
+        shell.cell(f"%%migrate native\n{code}")
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "ask.py"
+    path.write_text(code)
+    shown = shell.cell("%migrate ask.py")
+    assert shown.stdout.splitlines()[-3:] == [
+        "-from oumi.inference import VLLMInferenceEngine",
+        "+from nbinfer import VLLMInferenceEngine",
+        "nothing is written yet: --write does it",
+    ]
+    assert path.read_text() == code
+    shown = shell.cell("%migrate ask.py --from vllm --to native --write")
+    assert "written: ask.py" in shown.stdout
+    assert path.read_text() == "from nbinfer import NativeTextInferenceEngine\n"
+    assert shell.cell("%migrate ask.py").stdout == "there is nothing to change\n"
+    with pytest.raises(ConfigurationError, match="there is nothing at"):
+        shell.cell("%migrate nowhere.py")
+
+
 def test_completion_of_the_two_engines():
     assert "native" in candidates("%migrate na", {})
     assert candidates("%migrate native v", {}) == ["vllm"]
-    assert candidates("%migrate native vllm ", {}) == []
+    assert "vllm" in candidates("%migrate x.py --from native --to ", {})
+    assert not {"native", "vllm"} & set(candidates("%migrate native vllm ", {}))
 
 
 def test_every_code_block_of_the_guide():
