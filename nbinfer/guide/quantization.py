@@ -94,9 +94,10 @@ def check(name: str) -> str:
             plain = f"{bits}-bit"
     if plain not in known:
         near = nearest(plain, known)
-        guess = f"did you mean {near!r}? " if near else ""
+        guess = f"did you mean {known[near]!r}? " if near else ""
         raise ConfigurationError(
-            f"no precision is called {shown(name)}", hint=f"{guess}There are: {', '.join(known)}"
+            f"no precision is called {shown(name)}",
+            hint=f"{guess}There are: {', '.join(known.values())}",
         )
     return known[plain]
 

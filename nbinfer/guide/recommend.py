@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import gpu as gpus
 from .. import settings
+from ..checks import nearest
 from ..errors import ConfigurationError, ModelNotFound
 from . import flowchart, proofs
 from .asking import loadable, tokens, whole
@@ -167,8 +168,11 @@ def _candidates(walked: Sequence[tuple[str, list[str]]]) -> list[_Candidate]:
 def _judge_features(candidate: _Candidate, wanted: Sequence[str], *, has_gpu: bool) -> None:
     for feature in wanted:
         if feature not in FEATURES:
+            near = nearest(str(feature), FEATURES)
+            guess = f"did you mean {near!r}? " if near else ""
             raise ConfigurationError(
-                f"no feature is called {feature!r:.80}", hint=f"there are: {', '.join(FEATURES)}"
+                f"no feature is called {feature!r:.80}",
+                hint=f"{guess}There are: {', '.join(FEATURES)}",
             )
         (cell,) = feature_cells(feature, [candidate.engine])
         title = FEATURES[feature]
@@ -220,7 +224,7 @@ def _judge_memory(
             break
     if place is not None and candidate.total is not None:
         size, room = f"{candidate.total / 1e9:.2f} GB", f"{place.room / 1e9:.1f} GB"
-        where = f"{place.name}, {room}"
+        where = room if device is not None else f"{place.name}, {room}"
         what = " of weights and cache" if candidate.engine == "sglang" else ""
         fits = "fits" if candidate.fits else "does not fit"
         text = f"{size}{what} in {candidate.precision} {fits} ({where})"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["candidates", "install", "uninstall"]
 
 _MOST_PATHS = 500
+LISTS = ("-e", "--engine", "-f", "--feature", "-p", "--precision")  # words with commas between
 ROWS = (".db", ".sqlite", ".sqlite3")  # what people call files that runs are resumed from
 _NAMES = "|".join(sorted(PARSERS, reverse=True))  # engine_exec before engine
 _LINE = re.compile(rf"^\s*(%{{1,2}})(nbinfer\s+)?({_NAMES})\s(.*)$", re.DOTALL)
@@ -41,7 +42,7 @@ def candidates(text: str, namespace: dict[str, Any]) -> list[str] | None:
     parser = PARSERS[command]()
     previous = words[-1] if words else ""
     if parser.takes_value(previous):
-        found = _taken(previous, word, namespace)
+        found = _taken(command, previous, word, namespace)
     elif word.startswith("-"):
         found = _options(parser)
     elif command == "engine":
@@ -61,27 +62,58 @@ def candidates(text: str, namespace: dict[str, Any]) -> list[str] | None:
         found = list(registry.supporting("exec", of="features")) if not words else []
     elif command == "migrate":
         from ..engines import registry
+        from ..guide.convert import SUFFIXES
 
         plain = [w for w in words if not w.startswith("-")]
         found = [n for n in registry.names() if n not in plain] if len(plain) < 2 else []
+        found += _paths(word, *SUFFIXES)
+    elif command == "memory":
+        found = model_names(word, known=True)
     else:
         return None
     return [c for c in found if c.startswith(word)]
 
 
-def _taken(option: str, word: str, namespace: dict[str, Any]) -> list[str]:
+def _taken(command: str, option: str, word: str, namespace: dict[str, Any]) -> list[str]:
     """What an option's value may be."""
     if option in ("-m", "--model"):
-        return model_names(word)
+        return model_names(word, known=command == "recommend")
+    if option in ("--against", "--save"):
+        return _paths(word, ".json")
     if option in ("-k", "--kwarg"):
         return _kwargs(word)
     if option == "--resume":
         return _paths(word, *ROWS)
-    if option in ("-e", "--engine") and "," in word:  # %%compare -e llamacpp,nat
+    values = _guide_values(command, option) or _values(option, namespace)
+    if option in LISTS and "," in word:  # %%compare -e llamacpp,nat
         before = word.rpartition(",")[0]
         taken = before.split(",")
-        return [f"{before},{n}" for n in _values(option, namespace) if n not in taken]
-    return _values(option, namespace)
+        return [f"{before},{n}" for n in values if n not in taken]
+    return values
+
+
+def _guide_values(command: str, option: str) -> list[str]:
+    """What an option of the guide's magics takes that is none of the others'."""
+    if command not in ("features", "memory", "recommend", "benchmark", "migrate"):
+        return []
+    from ..config import ModelParams
+    from ..engines import registry
+    from ..guide import asking, features, kvcache, metrics
+
+    every = list(dict.fromkeys(p for able in asking.ENGINES.values() for p in able))
+    values: dict[tuple[str, str], list[str]] = {
+        ("memory", "--engine"): list(asking.ENGINES),
+        ("memory", "--precision"): every,
+        ("memory", "--kv-dtype"): list(kvcache.KV_DTYPES),
+        ("features", "--feature"): list(features.FEATURES),
+        ("recommend", "--feature"): list(features.FEATURES),
+        ("benchmark", "--slo"): [f"{name}=" for name in metrics.SLO],
+        ("migrate", "--from"): registry.names(),
+        ("migrate", "--to"): registry.names(),
+        ("migrate", "--param"): [f"{name}=" for name in ModelParams.__dataclass_fields__],
+    }
+    action = PARSERS[command]()._option_string_actions[option]
+    return values.get((command, action.option_strings[-1]), [])
 
 
 def _kwargs(word: str) -> list[str]:
@@ -134,8 +166,11 @@ def _is_tools(value: Any) -> bool:
     )
 
 
-def model_names(word: str) -> list[str]:
-    """What ``-m`` may name: with ``ENGINE=`` before it where the word begins so."""
+def model_names(word: str, *, known: bool = False) -> list[str]:
+    """What ``-m`` may name: with ``ENGINE=`` before it where the word begins so.
+
+    With ``known`` also models whose configs nbinfer has, of which nothing need be here.
+    """
     from .. import hubcache, settings
     from ..embedded import EMBEDDED
     from ..engines import registry
@@ -150,8 +185,13 @@ def model_names(word: str) -> list[str]:
         aliases = sorted(settings.aliases())
     resident = [r.plan.model for r in pool.residents()]
     paths = _paths(word, ".gguf")
-    known = [*aliases, *EMBEDDED, *resident, *paths, *hubcache.cached_repositories()]
-    return list(dict.fromkeys(known))
+    found = [*aliases, *EMBEDDED, *resident, *paths, *hubcache.cached_repositories()]
+    if known:
+        from ..guide.sources import families
+
+        # By the last part of the id too, as %memory takes it.
+        found += [name for repo in families() for name in (repo, repo.rpartition("/")[2])]
+    return list(dict.fromkeys(found))
 
 
 def _paths(word: str, *suffixes: str) -> list[str]:

@@ -49,6 +49,15 @@ SPACE = {
         ("%engine load ", {"llamacpp"}),
         ("%engine load -m ", {"smollm2-135m"}),
         ("%engine use llamacpp -", {"--model", "-m"}),
+        ("%recommend -f to", {"tools"}),
+        ("%recommend --feature tools,ad", {"tools,adapters"}),
+        ("%recommend -m Llama", {"Llama-3.1-8B"}),
+        ("%memory ", {"smollm2-135m", "Llama-3.1-8B", "meta-llama/Llama-3.1-8B"}),
+        ("%memory Llama-3.1-8B -p bf16,Q4", {"bf16,Q4_K_M"}),
+        ("%memory Llama-3.1-8B --kv-dtype q", {"q8_0"}),
+        ("%benchmark --slo ", {"ttft_s=", "tpot_s=", "latency_s="}),
+        ("%features --probe -f tool", {"tools"}),
+        ("%migrate native vllm -p torch", {"torch_dtype_str="}),
     ],
 )
 def test_candidates(clean, text, some):
@@ -101,6 +110,13 @@ def test_exact_candidates(clean, monkeypatch, tmp_path):
     assert candidates("%%infer --system ", SPACE) == []
     (tmp_path / "answers.db").touch()
     assert candidates("%%infer --resume ", SPACE) == ["answers.db"]
+    for name in ("old.json", "ask.py"):
+        (tmp_path / name).touch()
+    assert candidates("%benchmark --against ", SPACE) == ["old.json"]
+    assert candidates("%migrate as", SPACE) == ["ask.py"]
+    assert candidates("%migrate ask.py --from nat", SPACE) == ["native"]
+    assert candidates("%memory x -e ", SPACE) == ["vllm", "native", "llamacpp"]
+    assert "Llama-3.1-8B" not in candidates("%%infer -m ", SPACE)  # it is not here
     assert "echo" not in candidates("%%infer -e ", SPACE)
 
 

@@ -166,6 +166,7 @@ def test_a_cloud_has_a_cell_once_its_model_is_named():
     ("options", "error", "said"),
     [
         ({"features": ["telepathy"]}, ConfigurationError, "telepathy"),
+        ({"features": ["tool"]}, ConfigurationError, "did you mean 'tools'?"),
         ({"production": "maybe"}, ConfigurationError, "production"),
         ({"context": "long"}, ConfigurationError, "no number of tokens"),
         ({"batch": 0}, ConfigurationError, "batch"),
