@@ -83,6 +83,11 @@ class Recommender(ipywidgets.VBox):  # type: ignore[misc]
         also = f"\n\nRunners-up: {', '.join(runners)}" if runners else ""
         self._answer.value = _plain(summary(self.frame) + also)
 
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+        # The answer is static HTML too, for a reader of the saved notebook.
+        bundle: dict[str, Any] = super()._repr_mimebundle_(**options)
+        return {**bundle, "text/html": self._answer.value}
+
     def __repr__(self) -> str:
         with contextlib.suppress(TypeError):
             return summary(self.frame)

@@ -216,6 +216,9 @@ def test_without_flags_the_questions_are_widgets(shell, monkeypatch):
     assert made.frame["engine"][0] == "vllm"
     assert "Take vllm" in made._answer.value
     assert "%%infer -e vllm" in made._answer.value
+    shown, _ = shell.display_formatter.format(made)
+    assert shown["application/vnd.jupyter.widget-view+json"]["model_id"] == made.model_id
+    assert "Take vllm" in shown["text/html"]  # what a saved notebook shows without a kernel
     made._questions["distributed"].value = "yes"
     assert made.frame["engine"][0] == "remote-vllm"
     made._questions["gpu"].value = "no"
