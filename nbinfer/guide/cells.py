@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["migrate_line", "rewritten_cell", "rewritten_magic", "show_rewritten"]
 
 _MAGIC = re.compile(r"\s*%{1,2}(?:nbinfer\s+)?(infer|engine|compare)\b")
+_INFER = re.compile(r"\s*%%(?:nbinfer\s+)?infer\b([^\n]*)")
+_OF_A_CELL = ("model", "kwarg", "url", "remote", "set")  # options that both magics have
 _SETTING = re.compile(r"""(?P<flag>-k|--kwarg|--set)(?P<gap>[ =])(?P<text>"[^"]*"|'[^']*'|\S+)""")
 
 
@@ -76,34 +78,50 @@ def _option(path: str, value: Any, target: str, told: list[str]) -> str:
     return ""
 
 
-def migrate_line(options: argparse.Namespace, cell: str | None = None) -> pd.DataFrame:
-    """What ``%migrate`` and ``%%migrate`` do; the cell rewritten is printed."""
+def migrate_line(options: argparse.Namespace, cell: str | None = None) -> pd.DataFrame | None:
+    """What ``%migrate`` and ``%%migrate`` do; the cell rewritten is printed.
+
+    The table is of the line's parameters, and those that a ``%%infer`` cell has itself. Of a cell
+    of Python there is none: what its parameters are is known when it runs.
+    """
     from ..notebook.choosing import chosen
 
+    if cell is not None:
+        show_rewritten(cell, options.source, options.target)
+        own = _own_options(cell, options.source)
+        if own is None:
+            return None
+        both = {n: getattr(own, n) + getattr(options, n) for n in _OF_A_CELL}
+        options = argparse.Namespace(**{**vars(options), **both})
     source = chosen(options.source, options)
     fields = dict(text.partition("=")[::2] for text in options.param)
     fields = {name: parse_value(value) for name, value in fields.items()}
     model = dataclasses.replace(source.model, **fields) if fields else source.model
     generation = GenerationParams(**dict(map(parse_setting, options.set)))
-    frame = migrate(
+    return migrate(
         options.source,
         options.target,
         model,
         generation_params=generation,
         remote_params=source.remote,
     )
-    if cell is not None:
-        frame.attrs["nbinfer"]["rewritten"] = show_rewritten(cell, options.source, options.target)
-    return frame
 
 
-def show_rewritten(cell: str, source: str | None, target: str | None) -> str:
-    """Print a cell rewritten, and below it what a reader has to know; returns the cell."""
+def _own_options(cell: str, source: str) -> argparse.Namespace | None:
+    """The options of a ``%%infer`` cell of this engine; ``None`` of another cell."""
+    from ..notebook.arguments import PARSERS
+
+    match = _INFER.match(cell)
+    options = PARSERS["infer"]().parse_line(match[1]) if match else None
+    return options if options is not None and options.engine == source else None
+
+
+def show_rewritten(cell: str, source: str | None, target: str | None) -> None:
+    """Print a cell rewritten, and below it what a reader has to know."""
     text, findings = rewritten_cell(cell, source, target)
     print(text.rstrip("\n"))
     for one in findings:
         print(f"# line {one.line}: {one.what}")
-    return text
 
 
 def rewritten_cell(code: str, source: str | None, target: str | None) -> tuple[str, list[Finding]]:

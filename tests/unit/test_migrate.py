@@ -364,10 +364,17 @@ def test_the_magic(shell):
     assert "engine = VLLMInferenceEngine(" in shown.stdout
     shown = shell.cell("%%migrate native vllm\n%%infer -e native -k batch_size=2\nHello")
     assert "%%infer -e vllm -k max_num_seqs=2\nHello" in shown.stdout
+    table = shown.value.set_index("parameter")  # of what the cell itself has
+    assert table["status"]["model_kwargs.batch_size"] == "renamed"
+    assert table["becomes"]["model_kwargs.batch_size"] == "model_kwargs.max_num_seqs=2"
     shown = shell.cell(
         "%%migrate vllm native\nfrom nbinfer import VLLMInferenceEngine\nVLLMInferenceEngine('x')"
     )
     assert "from nbinfer import NativeTextInferenceEngine" in shown.stdout
+    assert shown.value is None
+    other = "%%infer -e llamacpp -k n_ctx=64\nHello"
+    shown = shell.cell(f"%%migrate native vllm\n{other}")
+    assert (shown.stdout, shown.value) == (f"{other}\n", None)
     for line, problem in {
         "": "required",
         "native": "required",
