@@ -8,6 +8,7 @@ there is work, and one thread draws all panels of the kernel while any is displa
 from __future__ import annotations
 
 import html
+import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import ipywidgets
 from ..errors import brief_traceback
 from ..progress import in_kernel
 from . import cellid
+from .engine_rows import State, as_text
 from .panels import parts
 from .panels.bench import Bench
 from .panels.comparison import Comparison
@@ -25,7 +27,7 @@ from .panels.jobs import Job, Jobs
 from .panels.prompt import Prompt
 from .panels.refresher import refresher
 from .panels.results import Results
-from .switcher import State, as_text, switcher
+from .switcher import switcher
 from .text import visible
 
 if TYPE_CHECKING:
@@ -80,10 +82,11 @@ class Panel(ipywidgets.VBox):  # type: ignore[misc]
     """
 
     def __init__(self) -> None:
-        self._jobs = Jobs()
+        # What is asked, a process that ends, a library that is installed: none waits for another.
+        self._jobs, self._chores, self._installing = self._queues = (Jobs(), Jobs(), Jobs())
         self._drawn: State | None = None
         self._displayed = False
-        self.engines = Engines(refresher.go_on)
+        self.engines = Engines(refresher.go_on, self._chores, self._installing)
         self.rows = Results()
         self.prompt = Prompt(self._jobs, self.rows.add)
         self._made: dict[str, Any] = {}
@@ -145,11 +148,19 @@ class Panel(ipywidgets.VBox):  # type: ignore[misc]
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until nothing that was asked here is under way; whether that is so."""
-        return self._jobs.wait(timeout)
+        until = None if timeout is None else time.monotonic() + timeout
+
+        def left() -> float | None:
+            return None if until is None else max(0.0, until - time.monotonic())
+
+        return all(jobs.wait(left()) for jobs in self._queues)
 
     def draw(self, state: State) -> None:
         """Show a state; what is as before is not sent again."""
-        if self.comm is None or state == self._drawn:
+        if self.comm is None:
+            return
+        if state == self._drawn:
+            self.engines.draw_log()
             return
         for part in (self.engines, self.prompt, *self._made.values()):
             if hasattr(part, "draw"):
@@ -164,11 +175,13 @@ class Panel(ipywidgets.VBox):  # type: ignore[misc]
 
     def end(self) -> None:
         """End its runs; returns when their thread has ended. It can still be used."""
-        self._jobs.end()
+        for jobs in self._queues:
+            jobs.end()
 
     def close(self) -> None:
         """End its runs, and take it out of the notebook with all its parts."""
-        self._jobs.end(closed=True)
+        for jobs in self._queues:
+            jobs.end(closed=True)
         refresher.forget(self)
         parts.close(self)
 

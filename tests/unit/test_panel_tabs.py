@@ -265,7 +265,16 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.found.add(tag)
         assert {name for name, _ in attrs} <= {
-            *("style", "role", "title", "aria-hidden", "scope", "colspan"),
+            *(
+                "style",
+                "role",
+                "title",
+                "aria-hidden",
+                "aria-label",
+                "tabindex",
+                "scope",
+                "colspan",
+            ),
         }, attrs
 
     def handle_comment(self, data):

@@ -9,7 +9,7 @@ import ipywidgets
 
 from ...config import parse_value
 from ...errors import ConfigurationError
-from ..switcher import State
+from ..engine_rows import State
 from .cells import benchmark_cell
 from .jobs import Jobs
 from .live import Status

@@ -10,7 +10,8 @@ import ipywidgets
 from ... import selection
 from ...engines import registry
 from ..completion import model_names
-from ..switcher import Row, State, key_of, switcher
+from ..engine_rows import Row, State, key_of
+from ..switcher import switcher
 from .parts import button
 
 __all__ = ["Chooser"]

@@ -12,7 +12,7 @@ from ... import accessor
 from ...comparison import compare
 from ...errors import ConfigurationError
 from ..differences import marked
-from ..switcher import State, label
+from ..engine_rows import State, label
 from ..text import unknown, visible
 from .cells import Asked, compare_cell, separated
 from .form import Form

@@ -14,7 +14,7 @@ from ... import selection
 from ...errors import ConfigurationError
 from ...frame import ANSWERED
 from ...messages import Conversation, Message
-from ..switcher import State, label
+from ..engine_rows import State, label
 from ..text import unknown
 from .cells import Asked, infer_cell
 from .form import Form
