@@ -23,6 +23,7 @@ from .panels import parts
 from .panels.bench import Bench
 from .panels.comparison import Comparison
 from .panels.engines import Engines
+from .panels.front import Front, styled
 from .panels.jobs import Job, Jobs
 from .panels.prompt import Prompt
 from .panels.refresher import refresher
@@ -109,7 +110,9 @@ class Panel(ipywidgets.VBox):  # type: ignore[misc]
             selected_index=TITLES.index("Engines"),
         )
         # From 0 on the front end counts the views; with None it would not.
-        super().__init__([self._tabs], _view_count=0)
+        parts_of_it = [styled(), self._tabs, Front(self.prompt.pictures.given)]
+        super().__init__(parts_of_it, _view_count=0)
+        self.add_class("nbinfer-panel")
         self._tabs.observe(self._opened, "selected_index")
         self.observe(self._viewed, "_view_count")
         refresher.add(self)

@@ -64,7 +64,7 @@ class Bench(Work):
             self.status,
             self.notes,
             self.table,
-            titled("The same as a cell", self.cell),
+            self.same_box,
         )
 
     def draw(self, state: State) -> None:

@@ -70,7 +70,7 @@ class Comparison(Work):
             self.notes,
             self.numbers,
             self.answers,
-            titled("The same as a cell", self.cell),
+            self.same_box,
         )
 
     def draw(self, state: State) -> None:

@@ -14,7 +14,7 @@ from ...engines import registry
 from ...errors import ConfigurationError, brief_traceback
 from .parts import WIDE, failed, quiet
 
-__all__ = ["Form"]
+__all__ = ["Form", "cannot"]
 
 # The fields that have a box of their own, with their labels.
 NUMBERS = {
@@ -156,13 +156,14 @@ def _missing(name: str, engines: Sequence[str]) -> str:
     for engine in engines:
         has = registry.spec(engine).capabilities
         if name not in has.generation:
-            return _reason(engine, name, registry.supporting(name))
+            return cannot(engine, name, registry.supporting(name))
         if name == "guided_decoding" and "json" not in has.guided_decoding:
-            return _reason(engine, "JSON Schema", registry.supporting("json", of="guided_decoding"))
+            return cannot(engine, "JSON Schema", registry.supporting("json", of="guided_decoding"))
     return ""
 
 
-def _reason(engine: str, what: str, able: Collection[str]) -> str:
+def cannot(engine: str, what: str, able: Collection[str]) -> str:
+    """Why something is off, and which engines have it."""
     who = f"engines that can: {', '.join(able)}" if able else "no engine here can"
     return f"{engine} cannot honour {what}; {who}"
 
