@@ -184,8 +184,9 @@ def test_an_engine_without_eyes_says_so_and_sends_nothing(seeing):
     assert not panel.prompt.pictures.upload.disabled
     use()  # echo
     refresher.draw()
-    assert panel.prompt.pictures.upload.disabled
-    assert "echo cannot honour images" in panel.prompt.pictures.upload.tooltip
+    for one in (panel.prompt.pictures.upload, panel.prompt.pictures.choose):
+        assert one.disabled
+        assert "echo cannot honour images" in one.tooltip
     send(panel, "what?")
     assert "remove them, or choose another engine" in panel.prompt.status.value
     assert panel.prompt.text.value == "what?"
@@ -234,7 +235,7 @@ def test_what_the_script_looks_for_is_there(shell):
     style, tabs, listener = panel.children
     assert isinstance(listener, front.Front)
     assert "nbinfer-panel" in panel._dom_classes
-    assert "nbinfer-images" in panel.prompt.pictures.upload._dom_classes
+    assert "nbinfer-images" in panel.prompt.pictures.choose._dom_classes
     for part in (panel.prompt, panel.compare, panel.benchmark):
         assert "nbinfer-cell" in part.same_box._dom_classes
         assert part.cell in part.same_box.children
@@ -250,7 +251,10 @@ def test_what_the_script_looks_for_is_there(shell):
 def test_a_panel_says_in_its_style_sheet_that_its_kernel_is_gone(shell):
     """ipywidgets gives what has lost its kernel a class; the words are shown by that alone."""
     value = nbinfer.panel().children[0].value
-    assert ".nbinfer-gone, .nbinfer-copy, .nbinfer-insert {display: none}" in value
-    assert ".jupyter-widgets-disconnected .nbinfer-gone {display: block}" in value
+    hidden, _, shown = value.partition(":is(.jupyter-widgets-disconnected, .nbinfer-ended)")
+    assert (
+        ".nbinfer-gone, .nbinfer-images, .nbinfer-copy, .nbinfer-insert {display: none}" in hidden
+    )
+    assert shown.startswith(" .nbinfer-gone {display: block}")
     assert 'role="alert"' in value
     assert "Disconnected" in value

@@ -158,7 +158,10 @@ class _Line:
         self.row: Row | None = None
         self._text = ipywidgets.HTML(layout={"flex": "1 1 24em", "min_width": "0"})
         self.buttons = {action: self._button(action) for action in ACTIONS}
-        buttons = ipywidgets.HBox([*self.buttons.values()], layout={"flex_flow": "row wrap"})
+        # As wide as the most that fit one state, so that the rows' columns stand below each other.
+        buttons = ipywidgets.HBox(
+            [*self.buttons.values()], layout={"flex_flow": "row wrap", "flex": "0 0 18em"}
+        )
         self.box = ipywidgets.HBox(
             [self._text, buttons], layout={"align_items": "center", "flex_flow": "row wrap"}
         )

@@ -30,6 +30,7 @@ NUMBERS = {
     "presence_penalty": "Presence penalty",
     "num_beams": "Beams",
 }
+_SCHEMA = 'that the answer must fit: {"type": "object", "properties": {…}}'
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(GenerationParams)}
 
 
@@ -99,7 +100,7 @@ class Form:
         stops = _text("Stop at", 'a text that ends an answer, or a list: ["a", "b"]', "none")
         self.fields.append(Field("stop_strings", stops, _stops))
         self.fields.append(
-            Field("guided_decoding", _area("JSON Schema", "that the answer must fit"), _schema)
+            Field("guided_decoding", _area("JSON Schema", _SCHEMA, rows=4, typed=True), _schema)
         )
         self.fields.append(
             Field(
@@ -204,13 +205,14 @@ def _text(label: str, tooltip: str, default: str) -> Any:
     )
 
 
-def _area(label: str, about: str) -> Any:
+def _area(label: str, about: str, *, rows: int = 2, typed: bool = False) -> Any:
+    """A box of several lines; ``typed``: it is checked with each key."""
     return ipywidgets.Textarea(
         description=label,
         placeholder=about,
         tooltip=f"{label}: {about}",
-        rows=2,
-        continuous_update=False,
+        rows=rows,
+        continuous_update=typed,
         style={"description_width": "11em"},
         layout={"width": "auto"},
     )

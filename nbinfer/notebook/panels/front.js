@@ -3,6 +3,7 @@
 
 const MOST_BYTES = 8e6; // a server closes a connection over a message of more than 10 MiB
 const THUMBNAIL = 64; // pixels high
+const LOOK_MS = 2000;
 
 async function copy(text) {
   try {
@@ -86,6 +87,16 @@ async function press(button, status) {
   }, 1500);
 }
 
+function watch(root, manager) {
+  // JupyterLab's: a kernel that was shut down is null; elsewhere nothing is known of it.
+  const look = () => {
+    const kernel = manager?.kernel;
+    const ended = kernel === null || kernel?.isDisposed || kernel?.status === "dead";
+    root.classList.toggle("nbinfer-ended", Boolean(ended));
+  };
+  return setInterval(look, LOOK_MS);
+}
+
 function listen(root, model, status, signal) {
   const on = (name, act) => root.addEventListener(name, act, { signal, capture: true });
   const take = (event) => {
@@ -143,6 +154,8 @@ function render({ model, el }) {
     root.classList.add("nbinfer-front");
     root.classList.toggle("nbinfer-inserts", Boolean(application()));
     listen(root, model, el, ended.signal);
+    const timer = watch(root, model.widget_manager);
+    ended.signal.addEventListener("abort", () => clearInterval(timer));
   };
   begin();
   return () => ended.abort();

@@ -21,15 +21,19 @@ GONE = (
     "Disconnected: the kernel of this panel has ended or was started anew. What is shown is how it "
     "was; run the cell again for a panel that works."
 )
-# ipywidgets marks what has lost its kernel with a class: that needs no script.
+# ipywidgets marks what has lost its kernel with a class: that needs no script. The script marks
+# what has lost it otherwise: a kernel that was shut down.
 _STYLE = """
-.nbinfer-gone, .nbinfer-copy, .nbinfer-insert {display: none}
-.jupyter-widgets-disconnected .nbinfer-gone {display: block}
-.nbinfer-panel.jupyter-widgets-disconnected > :not(:first-child) {opacity: .5}
-.nbinfer-panel.jupyter-widgets-disconnected :is(button, input, select, textarea:not([title^=The]))
-  {pointer-events: none}
-.nbinfer-front .nbinfer-copy, .nbinfer-inserts .nbinfer-insert {display: inline-block}
+.nbinfer-gone, .nbinfer-images, .nbinfer-copy, .nbinfer-insert {display: none}
+.nbinfer-front :is(.nbinfer-images, .nbinfer-copy), .nbinfer-inserts .nbinfer-insert
+  {display: inline-block}
+.nbinfer-front .nbinfer-upload {display: none}
 .nbinfer-over {outline: 2px dashed currentColor}
+:is(.jupyter-widgets-disconnected, .nbinfer-ended) .nbinfer-gone {display: block}
+.nbinfer-panel:is(.jupyter-widgets-disconnected, .nbinfer-ended) > :not(:first-child) {opacity: .5}
+.nbinfer-panel:is(.jupyter-widgets-disconnected, .nbinfer-ended)
+  :is(button:not(.nbinfer-copy), input, select) {pointer-events: none}
+.nbinfer-panel .jupyter-widgets-disconnected::before {display: none}
 """
 
 

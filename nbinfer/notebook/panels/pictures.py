@@ -65,15 +65,21 @@ class Pictures(ipywidgets.VBox):  # type: ignore[misc]
     def __init__(self) -> None:
         self._pictures: tuple[Picture, ...] = ()
         self._missing = ""
-        # Its words where no script listens; a script takes its clicks, and drops beside it.
+        # The script acts on this one, in the browser; the other is there where it does not run.
+        self.choose = button("Add images", "", lambda _: None)
+        self.choose.add_class("nbinfer-images")
         self.upload = ipywidgets.FileUpload(
-            accept="image/*", multiple=True, description="Add images", layout={"width": "auto"}
+            accept="image/*",
+            multiple=True,
+            description="Add images",
+            layout={"width": "auto", "align_self": "flex-start"},
         )
-        self.upload.add_class("nbinfer-images")
+        self.upload.add_class("nbinfer-upload")
         self.upload.observe(self._uploaded, "value")
         self.shown = ipywidgets.HBox(layout={"flex_flow": "row wrap"})
         self.wrong = ipywidgets.HTML()
-        super().__init__([self.upload, self.wrong, self.shown], layout=WIDE)
+        buttons = ipywidgets.HBox([self.choose, self.upload])
+        super().__init__([buttons, self.wrong, self.shown], layout=WIDE)
         self.suit("")
 
     @property
@@ -86,10 +92,11 @@ class Pictures(ipywidgets.VBox):  # type: ignore[misc]
         reads = not engine or "vision" in registry.spec(engine).capabilities.features
         able = registry.supporting("vision", of="features")
         self._missing = "" if reads else cannot(engine, "images", able)
-        self.upload.disabled = not reads
-        self.upload.tooltip = self._missing or (
-            "Images for the next prompt: choose them, or drop or paste them here"
-        )
+        for one in (self.choose, self.upload):
+            one.disabled = not reads
+            one.tooltip = self._missing or (
+                "Images for the next prompt: choose them, or drop or paste them on the prompt"
+            )
 
     def check(self) -> None:
         """Whether they can be sent.
