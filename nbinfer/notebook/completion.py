@@ -15,7 +15,7 @@ from .parser import Parser
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["candidates", "install", "uninstall"]
+__all__ = ["candidates", "install", "model_names", "model_paths", "uninstall"]
 
 _MOST_PATHS = 500
 ROWS = (".db", ".sqlite", ".sqlite3")  # what people call files that runs are resumed from
@@ -149,9 +149,13 @@ def model_names(word: str) -> list[str]:
     with contextlib.suppress(NbinferError):  # broken settings are told by the cell that runs
         aliases = sorted(settings.aliases())
     resident = [r.plan.model for r in pool.residents()]
-    paths = _paths(word, ".gguf")
-    known = [*aliases, *EMBEDDED, *resident, *paths, *hubcache.cached_repositories()]
+    known = [*aliases, *EMBEDDED, *resident, *model_paths(word), *hubcache.cached_repositories()]
     return list(dict.fromkeys(known))
+
+
+def model_paths(word: str) -> list[str]:
+    """Files and folders that are models, or may lead to one, below what is typed."""
+    return _paths(word, ".gguf")
 
 
 def _paths(word: str, *suffixes: str) -> list[str]:

@@ -83,11 +83,13 @@ class Panel(ipywidgets.VBox):  # type: ignore[misc]
     """
 
     def __init__(self) -> None:
-        # What is asked, a process that ends, a library that is installed: none waits for another.
-        self._jobs, self._chores, self._installing = self._queues = (Jobs(), Jobs(), Jobs())
+        # What is asked, a process that ends, a library that is installed, a search of the hub: none
+        # waits for another.
+        self._queues = tuple(Jobs() for _ in range(4))
+        self._jobs, self._chores, self._installing, searches = self._queues
         self._drawn: State | None = None
         self._displayed = False
-        self.engines = Engines(refresher.go_on, self._chores, self._installing)
+        self.engines = Engines(refresher.go_on, self._chores, self._installing, searches)
         self.rows = Results()
         self.prompt = Prompt(self._jobs, self.rows.add)
         self._made: dict[str, Any] = {}
@@ -163,7 +165,7 @@ class Panel(ipywidgets.VBox):  # type: ignore[misc]
         if self.comm is None:
             return
         if state == self._drawn:
-            self.engines.draw_log()
+            self.engines.look()
             return
         for part in (self.engines, self.prompt, *self._made.values()):
             if hasattr(part, "draw"):

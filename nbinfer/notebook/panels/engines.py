@@ -49,11 +49,13 @@ class Engines(ipywidgets.VBox):  # type: ignore[misc]
     ----------
     clicked : callable
         Called after each click: something may have changed.
-    chores, installing : Jobs
-        Where a process is ended, and where a library is installed: neither waits for the other.
+    chores, installing, searches : Jobs
+        Where a process is ended, where a library is installed, and where the hub is asked.
     """
 
-    def __init__(self, clicked: Callable[[], None], chores: Jobs, installing: Jobs) -> None:
+    def __init__(
+        self, clicked: Callable[[], None], chores: Jobs, installing: Jobs, searches: Jobs
+    ) -> None:
         self._clicked = clicked
         self._chores, self._installing = chores, installing
         self._head = ipywidgets.HTML()
@@ -62,7 +64,7 @@ class Engines(ipywidgets.VBox):  # type: ignore[misc]
         self._lines: dict[str, _Line] = {}
         self._logged = ""  # the key of the row whose log is open
         self.logs = ipywidgets.HTML()
-        self.chooser = Chooser(clicked)
+        self.chooser = Chooser(clicked, searches)
         super().__init__([self._head, self._table, self.logs, self.chooser, self._foot])
 
     def draw(self, state: State) -> None:
@@ -113,8 +115,9 @@ class Engines(ipywidgets.VBox):  # type: ignore[misc]
         """Show why nothing can be shown."""
         self._foot.value = _foot(Said(text, failed=True))
 
-    def draw_log(self) -> None:
-        """Show what the process whose log is open has said by now."""
+    def look(self) -> None:
+        """Show what may have changed though the engines have not: a log, the models found."""
+        self.chooser.look()
         if self._logged:
             self._draw_log()
 
