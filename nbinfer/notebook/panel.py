@@ -7,7 +7,6 @@ there is work, and one thread draws all panels of the kernel while any is displa
 
 from __future__ import annotations
 
-import html
 import time
 import weakref
 from collections.abc import Callable
@@ -223,7 +222,11 @@ class Panel(ipywidgets.VBox):  # type: ignore[misc]
 
     def snapshot(self) -> str:
         """What is shown now as static HTML, for a reader of the saved notebook."""
-        shown = [f"<pre>{html.escape(as_text_or_error())}</pre>", self.prompt.snapshot()]
+        try:
+            engines = self.engines.snapshot()
+        except Exception as error:  # broken settings: a picture never raises
+            engines = parts.failed("\n".join(brief_traceback(error)))
+        shown = [engines, self.prompt.snapshot()]
         shown += [p.snapshot() for p in self._made.values() if hasattr(p, "snapshot")]
         return "".join([*shown, self.rows.snapshot()])
 

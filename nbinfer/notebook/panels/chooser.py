@@ -21,7 +21,7 @@ from .parts import WIDE, button, quiet
 
 __all__ = ["Chooser"]
 
-FIRST = "models found …"
+FIRST = "a model that is here …"
 # What is found is looked up anew so rarely, and with each model that is loaded or typed.
 LOOK_S = 10.0
 
@@ -50,7 +50,10 @@ class Chooser(ipywidgets.VBox):  # type: ignore[misc]
         self._chosen: Found | None = None
         self._hub: tuple[Found, ...] = ()
         self.engine = ipywidgets.Dropdown(
-            options=registry.names(), tooltip="Engine", layout={"width": "10em"}
+            options=registry.names(),
+            description="Engine",
+            style={"description_width": "initial"},
+            layout={"width": "14em"},
         )
         self.model = ipywidgets.Combobox(
             options=model_names(""),
@@ -64,6 +67,8 @@ class Chooser(ipywidgets.VBox):  # type: ignore[misc]
         self.load = button("Load", "load it now, beside the kernel", lambda _: self._load())
         self.found = ipywidgets.Dropdown(
             options=[(FIRST, None)],
+            description="Found",
+            style={"description_width": "initial"},
             tooltip="Models found: embedded, recent, in files and folders, on servers",
             layout={"flex": "1 1 12em", "width": "auto", "min_width": "8em"},
         )

@@ -121,6 +121,13 @@ class Engines(ipywidgets.VBox):  # type: ignore[misc]
         if self._logged:
             self._draw_log()
 
+    @staticmethod
+    def snapshot() -> str:
+        """The engines as static HTML."""
+        state = switcher.state()
+        rows = "".join(_cells(row, state.budget_bytes) for row in state.rows)
+        return _head(state) + rows
+
     def _act(self, action: str, row: Row) -> None:
         if action == "logs":
             self._logged = "" if self._logged == row.key else row.key
