@@ -170,7 +170,7 @@ class _Line:
         self.buttons = {action: self._button(action) for action in ACTIONS}
         # As wide as the most that fit one state, so that the rows' columns stand below each other.
         buttons = ipywidgets.HBox(
-            [*self.buttons.values()], layout={"flex_flow": "row wrap", "flex": "0 0 18em"}
+            [*self.buttons.values()], layout={"flex_flow": "row wrap", "flex": "0 0 24em"}
         )
         self.box = ipywidgets.HBox(
             [self._text, buttons], layout={"align_items": "center", "flex_flow": "row wrap"}

@@ -22,7 +22,8 @@ GONE = (
     "was; run the cell again for a panel that works."
 )
 # ipywidgets marks what has lost its kernel with a class: that needs no script. The script marks
-# what has lost it otherwise: a kernel that was shut down.
+# what has lost it otherwise: a kernel that was shut down. The last line is for where there is no
+# script: the panel does without, and no box need say so.
 _STYLE = """
 .nbinfer-gone, .nbinfer-images, .nbinfer-copy, .nbinfer-insert {display: none}
 .nbinfer-front :is(.nbinfer-images, .nbinfer-copy), .nbinfer-inserts .nbinfer-insert
@@ -34,6 +35,7 @@ _STYLE = """
 .nbinfer-panel:is(.jupyter-widgets-disconnected, .nbinfer-ended)
   :is(button:not(.nbinfer-copy), input, select) {pointer-events: none}
 .nbinfer-panel .jupyter-widgets-disconnected::before {display: none}
+.nbinfer-panel > :has(> .jupyter-widgets-error-widget) {display: none}
 """
 
 

@@ -110,14 +110,16 @@ def drawn(runs: Sequence[Run]) -> str:
     if not any(run.latency.points or run.speed.points for run in runs):
         return ""
     latency = _chart(
-        "Latency of each row", "row", [run.latency for run in runs], format_seconds, "points"
+        "Latency of each row",
+        [run.latency for run in runs],
+        (lambda row: f"row {row:,.0f}", format_seconds),
+        points=True,
     )
     speed = _chart(
         "Tokens a second so far",
-        "seconds",
         [run.speed for run in runs],
-        lambda value: f"{value:,.4g}",
-        "line",
+        (format_seconds, lambda value: f"{value:,.4g}"),
+        points=False,
     )
     names = "".join(
         f'<span style="display:inline-flex;align-items:center;gap:.4em;margin-right:1em">'
@@ -132,8 +134,13 @@ def drawn(runs: Sequence[Run]) -> str:
 
 
 def _chart(
-    title: str, below: str, curves: Sequence[Curve], unit: Callable[[float], str], how: str
+    title: str,
+    curves: Sequence[Curve],
+    units: tuple[Callable[[float], str], Callable[[float], str]],
+    *,
+    points: bool,
 ) -> str:
+    below, unit = units
     every = [point for curve in curves for point in curve.points]
     right = max((x for x, _ in every), default=1.0) or 1.0
     top = max((y for _, y in every), default=1.0) or 1.0
@@ -142,7 +149,7 @@ def _chart(
         across, down = WIDTH - LEFT - 8, HEIGHT - TOP - BOTTOM
         return LEFT + across * x / right, TOP + down * (1 - y / top)
 
-    drawn = "".join(_curve(number, curve, place, how) for number, curve in enumerate(curves))
+    drawn = "".join(_curve(number, curve, place, points) for number, curve in enumerate(curves))
     floor = HEIGHT - BOTTOM
     last = ", ".join(unit(curve.points[-1][1]) for curve in curves if curve.points)
     said = html.escape(f"{title}; the last of each: {last}" if last else title)
@@ -150,7 +157,7 @@ def _chart(
     words = (
         _word(LEFT - 4, TOP + 8, unit(top), "end"),
         _word(LEFT - 4, floor, "0", "end"),
-        _word(WIDTH - 8, HEIGHT - 5, f"{right:,.3g} {below}", "end"),
+        _word(WIDTH - 8, HEIGHT - 5, below(right), "end"),
     )
     return (
         f'<div style="flex:1 1 16em;max-width:30em"><div>{html.escape(title)}</div>'
@@ -163,12 +170,12 @@ def _curve(
     number: int,
     curve: Curve,
     place: Callable[[float, float], tuple[float, float]],
-    how: str,
+    points: bool,
 ) -> str:
-    points = [place(x, y) for x, y in curve.points]
-    if how == "points" or len(points) == 1:
-        return "".join(_point(number, x, y) for x, y in points)
-    return _line(number, _path(points)) if points else ""
+    places = [place(x, y) for x, y in curve.points]
+    if points or len(places) == 1:
+        return "".join(_point(number, x, y) for x, y in places)
+    return _line(number, _path(places)) if places else ""
 
 
 def _path(points: Iterable[tuple[float, float]]) -> str:
