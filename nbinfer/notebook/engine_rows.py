@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ..checks import Address
 from ..config import parse_value
 from ..measure import Seen
-from ..residents import Resident
+from ..resident import Resident
 from ..selection import Selection
 from ..server_records import Server
 from .text import fit, format_bytes, visible
