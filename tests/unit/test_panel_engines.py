@@ -26,7 +26,7 @@ from .test_panel_tabs import ALLOWED, tags
 def fitting(panel, engine="echo"):
     """The words on the buttons of a row that can be seen; the others cannot be pressed."""
     seen = []
-    for one in line_of(panel, engine).buttons.values():
+    for one in line_of(panel, engine)._buttons.children:
         assert (one.layout.display == "none") == one.disabled
         if not one.disabled:
             assert one.tooltip

@@ -16,7 +16,7 @@ from nbinfer.notebook.panels.refresher import refresher
 from nbinfer.selection import Selection
 
 from .apiserver import Server, stream
-from .panels import fresh, living  # noqa: F401
+from .panels import fresh, living, tree  # noqa: F401
 from .test_panel_prompt import send, use
 from .test_panel_tabs import ALLOWED, tags
 
@@ -228,6 +228,26 @@ def test_the_script_is_a_module():
     assert done.returncode == 0, done.stderr
 
 
+def classes(part):
+    """Those of a widget and of all that it contains."""
+    return {name for one in tree(part) for name in one._dom_classes}
+
+
+def test_the_last_line_of_the_engines_can_be_copied_where_there_is_one(shell):
+    panel = nbinfer.panel()
+    foot = panel.engines.children[-1]
+    assert "nbinfer-cell" in foot._dom_classes
+    assert {"nbinfer-copy", "nbinfer-insert"} <= classes(foot)
+    shown, buttons = foot.children
+    assert buttons.layout.display == "none"
+    panel.engines.press("use", "native")
+    assert buttons.layout.display is None
+    assert "<code" in shown.value
+    panel.engines.fail("broken")
+    assert buttons.layout.display == "none"
+    assert "<code" not in shown.value
+
+
 def test_what_the_script_looks_for_is_there(shell):
     """Classes and titles that the script and the style sheet go by."""
     panel = nbinfer.panel()
@@ -239,9 +259,7 @@ def test_what_the_script_looks_for_is_there(shell):
     for part in (panel.prompt, panel.compare, panel.benchmark):
         assert "nbinfer-cell" in part.same_box._dom_classes
         assert part.cell in part.same_box.children
-        assert "nbinfer-copy" in part.copy._dom_classes
-        assert "nbinfer-insert" in part.insert._dom_classes
-        assert part.cell.tooltip.startswith("The")
+        assert {"nbinfer-copy", "nbinfer-insert"} <= classes(part.same_box)
     for name in ("nbinfer-panel", "nbinfer-prompt", "nbinfer-cell", "nbinfer-copy"):
         assert f".{name}" in script
     assert "nbinfer-gone" in style.value

@@ -14,7 +14,7 @@ from ..switcher import switcher
 from ..text import format_bytes, visible
 from .chooser import Chooser
 from .jobs import Job, Jobs
-from .parts import CODE, EDGE, TEXT, block, button, close, quiet
+from .parts import CODE, EDGE, TEXT, block, button, close, copying, quiet
 
 __all__ = ["Engines"]
 
@@ -65,12 +65,15 @@ class Engines(ipywidgets.VBox):  # type: ignore[misc]
         self._logged = ""  # the key of the row whose log is open
         self.logs = ipywidgets.HTML()
         self.chooser = Chooser(clicked, searches)
-        super().__init__([self._head, self._table, self.logs, self.chooser, self._foot])
+        self._copying = copying()
+        foot = ipywidgets.VBox([self._foot, self._copying])
+        foot.add_class("nbinfer-cell")
+        super().__init__([self._head, self._table, self.logs, self.chooser, foot])
 
     def draw(self, state: State) -> None:
         """Show a state."""
         self._head.value = _head(state)
-        self._foot.value = _foot(state.said)
+        self._say(state.said)
         self.chooser.draw(state)
         for row in state.rows:
             if row.key not in self._lines:
@@ -105,7 +108,7 @@ class Engines(ipywidgets.VBox):  # type: ignore[misc]
             if row is None or row.selection.engine != engine:
                 continue
             if model in (None, row.selection.model.model_name):
-                if line.buttons[action].disabled:
+                if action not in row.actions:
                     raise ConfigurationError(f"{label(row.selection)} is {row.state}: no {action}")
                 line.buttons[action].click()
                 return
@@ -113,7 +116,11 @@ class Engines(ipywidgets.VBox):  # type: ignore[misc]
 
     def fail(self, text: str) -> None:
         """Show why nothing can be shown."""
-        self._foot.value = _foot(Said(text, failed=True))
+        self._say(Said(text, failed=True))
+
+    def _say(self, said: Said) -> None:
+        self._foot.value = _foot(said)
+        self._copying.layout.display = None if said.command else "none"
 
     def look(self) -> None:
         """Show what may have changed though the engines have not: a log, the models found."""
@@ -167,13 +174,11 @@ class _Line:
         self._act = act
         self.row: Row | None = None
         self._text = ipywidgets.HTML(layout={"flex": "1 1 24em", "min_width": "0"})
-        self.buttons = {action: self._button(action) for action in ACTIONS}
+        self.buttons = _Buttons(self._button)
         # As wide as the most that fit one state, so that the rows' columns stand below each other.
-        buttons = ipywidgets.HBox(
-            [*self.buttons.values()], layout={"flex_flow": "row wrap", "flex": "0 0 24em"}
-        )
+        self._buttons = ipywidgets.HBox(layout={"flex_flow": "row wrap", "flex": "0 0 24em"})
         self.box = ipywidgets.HBox(
-            [self._text, buttons], layout={"align_items": "center", "flex_flow": "row wrap"}
+            [self._text, self._buttons], layout={"align_items": "center", "flex_flow": "row wrap"}
         )
 
     def _button(self, action: str) -> Any:
@@ -181,26 +186,44 @@ class _Line:
             if self.row is not None:
                 self._act(action, self.row)
 
-        return button(ACTIONS[action], "", clicked)
+        return button(ACTIONS[action], "", clicked, disabled=True)
 
     def show(self, row: Row, budget: int, logged: bool) -> None:
         """Show a row."""
         self.row = row
         self._text.value = _cells(row, budget)
-        self.buttons["use"].description = "✓ In use" if row.chosen else "Use"
-        # What has crashed is loaded again.
-        self.buttons["load"].description = "Restart" if row.state == "crashed" else "Load"
+        for action in row.actions:
+            self.buttons[action]  # made now, where it was not
         for action, one in self.buttons.items():
             fits = action in row.actions
             one.disabled = not fits
             one.layout.display = None if fits else "none"
             # Read aloud with the button's word: which of the many it is.
             one.tooltip = visible(_tooltip(action, row))
+        self.buttons["use"].description = "✓ In use" if row.chosen else "Use"
+        if "load" in self.buttons:  # what has crashed is loaded again
+            self.buttons["load"].description = "Restart" if row.state == "crashed" else "Load"
+        shown = tuple(self.buttons[action] for action in ACTIONS if action in self.buttons)
+        if shown != self._buttons.children:
+            self._buttons.children = shown
         self.opened(logged)
 
     def opened(self, logged: bool) -> None:
         """Whether its log is shown below."""
-        self.buttons["logs"].description = "Hide logs" if logged else ACTIONS["logs"]
+        if "logs" in self.buttons:
+            self.buttons["logs"].description = "Hide logs" if logged else ACTIONS["logs"]
+
+
+class _Buttons(dict[str, Any]):
+    """A row's buttons by action, each made when it first fits: every widget is three messages."""
+
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, action: str) -> Any:
+        made = self[action] = self._make(action)
+        return made
 
 
 def _tooltip(action: str, row: Row) -> str:
@@ -257,9 +280,10 @@ def _foot(said: Said) -> str:
     text = html.escape(visible(said.text[:2000]))
     mark = "<strong>Failed.</strong> " if said.failed else ""
     same = html.escape(visible(said.command))
+    cell = f'\n<span style="opacity:.8">In a cell:</span> <code style="{CODE}">{same}</code>'
     return (
-        f'<div role="status" style="{TEXT};{EDGE};white-space:pre-wrap">{mark}{text}\n'
-        f'<span style="opacity:.8">In a cell:</span> <code style="{CODE}">{same}</code></div>'
+        f'<div role="status" style="{TEXT};{EDGE};white-space:pre-wrap">{mark}{text}'
+        f"{cell if same else ''}</div>"
     )
 
 

@@ -73,7 +73,8 @@ function choose(model) {
 }
 
 async function press(button, status) {
-  const text = button.closest(".nbinfer-cell")?.querySelector("textarea")?.value;
+  const box = button.closest(".nbinfer-cell");
+  const text = box?.querySelector("textarea")?.value ?? box?.querySelector("code")?.textContent;
   if (!text || button.dataset.word) return;
   const inserts = button.classList.contains("nbinfer-insert");
   const done = await (inserts ? insert(text) : copy(text)).catch(() => false);

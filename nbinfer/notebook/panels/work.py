@@ -12,7 +12,7 @@ import ipywidgets
 from ... import notices
 from ...errors import NbinferError, RunInterrupted, brief_traceback
 from .jobs import Job, Jobs
-from .parts import WIDE, Shown, button, cut, failed, quiet, titled
+from .parts import WIDE, Shown, button, copying, cut, failed, quiet, titled
 
 __all__ = ["Work"]
 
@@ -51,13 +51,7 @@ class Work(ipywidgets.VBox):  # type: ignore[misc]
             rows=4,
             layout=WIDE,
         )
-        # A script of the panel's acts on these, in the browser: without it they are not shown.
-        self.copy = button("Copy", "Copy the cell that does the same", lambda _: None)
-        self.insert = button("Insert cell", "Insert it below as a new cell", lambda _: None)
-        self.copy.add_class("nbinfer-copy")
-        self.insert.add_class("nbinfer-insert")
-        buttons = ipywidgets.HBox([self.copy, self.insert])
-        self.same_box = titled("The same as a cell", self.cell, buttons)
+        self.same_box = titled("The same as a cell", self.cell, copying())
         self.same_box.add_class("nbinfer-cell")
         self.same = self._same = ""
         self.cell.observe(self._undo, "value")
