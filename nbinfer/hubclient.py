@@ -31,6 +31,7 @@ __all__ = [
     "offline",
     "refusal",
     "said",
+    "search",
     "unreachable",
 ]
 
@@ -39,6 +40,7 @@ _T = TypeVar("_T")
 
 _POLL_S = 0.5
 LOOKUP_S = 10.0
+SEARCH_S = 5.0
 # Beyond the look-up's own limit: a resolver that does not answer knows none.
 _LONGEST_LOOKUP_S = 30.0
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -84,6 +86,49 @@ def lookup(repo: str, revision: str | None, say: Progress) -> tuple[str, dict[st
         if refused is not None:
             raise refused from None
         return said(failed.error)
+
+
+def search(text: str, form: str, say: Progress, most: int = 20) -> list[str]:
+    """Models of the hub with such names, the most downloaded first.
+
+    Parameters
+    ----------
+    text : str
+        A part of the name.
+    form : str
+        ``"gguf"`` or ``"safetensors"``: what they must hold.
+    say : callable
+        Called twice a second; an exception from it ends the search.
+    most : int, default 20
+        So many of them.
+
+    Raises
+    ------
+    DownloadError
+        Where the hub cannot be reached, or refuses.
+    """
+    # Not by the client's own listing: it tries five times, for half a minute, and says so.
+    from huggingface_hub import get_session, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    if offline():
+        raise DownloadError("HF_HUB_OFFLINE is set")
+
+    def ask() -> list[str]:
+        response = get_session().get(
+            f"{endpoint()}/api/models",
+            params={"search": text, "filter": form, "sort": "downloads", "limit": most},
+            headers=build_hf_headers(),
+            follow_redirects=True,
+            timeout=SEARCH_S,
+        )
+        hf_raise_for_status(response)
+        return [str(found["id"]) for found in response.json()][:most]
+
+    try:
+        return aside(ask, lambda: "searching the hub", say, _LONGEST_LOOKUP_S)
+    except Failed as failed:
+        raise DownloadError(said(failed.error)) from None
 
 
 class _Bar:

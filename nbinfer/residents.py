@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import measure, settings
+from . import measure, recent, settings
 from .errors import EngineNotInstalled, LoadError, NbinferError
 from .notices import notify
 from .resident import Listener, Plan, Resident
@@ -116,6 +116,8 @@ class Pool:
                 resident.worker.close()
             self._tell(resident, {"ev": "load_failed", "error": error}, last=True)
         else:
+            if resident.plan.library:  # not an engine that is for tests
+                recent.remember(resident.plan.engine, resident.plan.model)
             self._tell(resident, {"ev": "ready"}, last=True)
 
     def _start(

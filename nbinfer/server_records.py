@@ -74,6 +74,12 @@ class Server:
         except psutil.Error:
             return False
 
+    @property
+    def client(self) -> str:
+        """The name of the engine that asks it."""
+        names = {"vllm": "remote-vllm", "llamacpp": "openai-compatible"}
+        return names.get(self.engine, self.engine)
+
     def memory(self) -> dict[str, int | None]:
         """``memory_bytes``: of its whole process tree, GPUs included; ``None`` where unknown."""
         return {"memory_bytes": measure.seen(self.pid).total if self.alive else None}

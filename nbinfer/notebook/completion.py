@@ -15,7 +15,7 @@ from .parser import Parser
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["candidates", "install", "uninstall"]
+__all__ = ["candidates", "install", "model_names", "model_paths", "uninstall"]
 
 _MOST_PATHS = 500
 LISTS = ("-e", "--engine", "-f", "--feature", "-p", "--precision")  # words with commas between
@@ -184,14 +184,18 @@ def model_names(word: str, *, known: bool = False) -> list[str]:
     with contextlib.suppress(NbinferError):  # broken settings are told by the cell that runs
         aliases = sorted(settings.aliases())
     resident = [r.plan.model for r in pool.residents()]
-    paths = _paths(word, ".gguf")
-    found = [*aliases, *EMBEDDED, *resident, *paths, *hubcache.cached_repositories()]
+    found = [*aliases, *EMBEDDED, *resident, *model_paths(word), *hubcache.cached_repositories()]
     if known:
         from ..guide.sources import families
 
         # By the last part of the id too, as %memory takes it.
         found += [name for repo in families() for name in (repo, repo.rpartition("/")[2])]
     return list(dict.fromkeys(found))
+
+
+def model_paths(word: str) -> list[str]:
+    """Files and folders that are models, or may lead to one, below what is typed."""
+    return _paths(word, ".gguf")
 
 
 def _paths(word: str, *suffixes: str) -> list[str]:

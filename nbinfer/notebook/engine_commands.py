@@ -79,10 +79,8 @@ class EngineCommands:
         from ..serving import serve_for
 
         server = serve_for(options, chosen_for(self._named(options), options).model)
-        clients = {"vllm": "remote-vllm", "llamacpp": "openai-compatible"}
-        client = clients.get(server.engine, server.engine)
         told = f"{server.engine} serves {server.model} at {server.url}"
-        print(visible(f"{told}; %%infer -e {client} uses it"))
+        print(visible(f"{told}; %%infer -e {server.client} uses it"))
 
     def _stop(self, options: argparse.Namespace) -> None:
         from ..server_records import stop

@@ -7,7 +7,7 @@ there is work, and one thread draws all panels of the kernel while any is displa
 
 from __future__ import annotations
 
-import html
+import time
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,15 +17,17 @@ import ipywidgets
 from ..errors import brief_traceback
 from ..progress import in_kernel
 from . import cellid
+from .engine_rows import State, as_text
 from .panels import parts
 from .panels.bench import Bench
 from .panels.comparison import Comparison
 from .panels.engines import Engines
+from .panels.front import Front, styled
 from .panels.jobs import Job, Jobs
 from .panels.prompt import Prompt
 from .panels.refresher import refresher
 from .panels.results import Results
-from .switcher import State, as_text, switcher
+from .switcher import switcher
 from .text import visible
 
 if TYPE_CHECKING:
@@ -80,10 +82,13 @@ class Panel(ipywidgets.VBox):  # type: ignore[misc]
     """
 
     def __init__(self) -> None:
-        self._jobs = Jobs()
+        # What is asked, a process that ends, a library that is installed, a search of the hub: none
+        # waits for another.
+        self._queues = tuple(Jobs() for _ in range(4))
+        self._jobs, self._chores, self._installing, searches = self._queues
         self._drawn: State | None = None
         self._displayed = False
-        self.engines = Engines(refresher.go_on)
+        self.engines = Engines(refresher.go_on, self._chores, self._installing, searches)
         self.rows = Results()
         self.prompt = Prompt(self._jobs, self.rows.add)
         self._made: dict[str, Any] = {}
@@ -106,7 +111,9 @@ class Panel(ipywidgets.VBox):  # type: ignore[misc]
             selected_index=TITLES.index("Engines"),
         )
         # From 0 on the front end counts the views; with None it would not.
-        super().__init__([self._tabs], _view_count=0)
+        parts_of_it = [styled(), self._tabs, Front(self.prompt.pictures.given)]
+        super().__init__(parts_of_it, _view_count=0)
+        self.add_class("nbinfer-panel")
         self._tabs.observe(self._opened, "selected_index")
         self.observe(self._viewed, "_view_count")
         refresher.add(self)
@@ -145,11 +152,19 @@ class Panel(ipywidgets.VBox):  # type: ignore[misc]
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until nothing that was asked here is under way; whether that is so."""
-        return self._jobs.wait(timeout)
+        until = None if timeout is None else time.monotonic() + timeout
+
+        def left() -> float | None:
+            return None if until is None else max(0.0, until - time.monotonic())
+
+        return all(jobs.wait(left()) for jobs in self._queues)
 
     def draw(self, state: State) -> None:
         """Show a state; what is as before is not sent again."""
-        if self.comm is None or state == self._drawn:
+        if self.comm is None:
+            return
+        if state == self._drawn:
+            self.engines.look()
             return
         for part in (self.engines, self.prompt, *self._made.values()):
             if hasattr(part, "draw"):
@@ -164,11 +179,13 @@ class Panel(ipywidgets.VBox):  # type: ignore[misc]
 
     def end(self) -> None:
         """End its runs; returns when their thread has ended. It can still be used."""
-        self._jobs.end()
+        for jobs in self._queues:
+            jobs.end()
 
     def close(self) -> None:
         """End its runs, and take it out of the notebook with all its parts."""
-        self._jobs.end(closed=True)
+        for jobs in self._queues:
+            jobs.end(closed=True)
         refresher.forget(self)
         parts.close(self)
 
@@ -205,7 +222,11 @@ class Panel(ipywidgets.VBox):  # type: ignore[misc]
 
     def snapshot(self) -> str:
         """What is shown now as static HTML, for a reader of the saved notebook."""
-        shown = [f"<pre>{html.escape(as_text_or_error())}</pre>", self.prompt.snapshot()]
+        try:
+            engines = self.engines.snapshot()
+        except Exception as error:  # broken settings: a picture never raises
+            engines = parts.failed("\n".join(brief_traceback(error)))
+        shown = [engines, self.prompt.snapshot()]
         shown += [p.snapshot() for p in self._made.values() if hasattr(p, "snapshot")]
         return "".join([*shown, self.rows.snapshot()])
 

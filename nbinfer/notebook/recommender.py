@@ -38,12 +38,20 @@ class Recommender(ipywidgets.VBox):  # type: ignore[misc]
     def __init__(self, beside: Callable[[Callable[[], None]], None] | None = None) -> None:
         self.frame: Any = None
         self._beside = beside or (lambda work: work())
-        self._model = ipywidgets.Text(placeholder="the default model", continuous_update=False)
+        self._model = ipywidgets.Text(
+            placeholder="the default model", tooltip="Which model?", continuous_update=False
+        )
         self._features = ipywidgets.SelectMultiple(
-            options=[(title, name) for name, title in FEATURES.items()], rows=5
+            options=[(title, name) for name, title in FEATURES.items()],
+            tooltip="What does it need?",
+            rows=5,
         )
         self._questions = {
-            question.name: ipywidgets.ToggleButtons(options=list(ANSWERS), value="–")
+            question.name: ipywidgets.ToggleButtons(
+                options=list(ANSWERS),
+                value="–",
+                tooltips=[f"{question.text} {answer}" for answer in ("not answered", "yes", "no")],
+            )
             for question in QUESTIONS
         }
         self._answer = ipywidgets.HTML()

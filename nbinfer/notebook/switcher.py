@@ -1,20 +1,17 @@
-"""What the panel shows and does, as plain data: no widget, and the same functions as the magics."""
+"""What the panel knows of engines and does with them: the same functions as the magics."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
-import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
-from .. import environments, overview, selection, settings
+from .. import environments, overview, selection, server_records, settings
 from ..checks import Address
-from ..config import ModelParams, parse_value
+from ..config import ModelParams
 from ..engines import registry
 from ..engines.local import LocalEngine
 from ..engines.remote import RemoteEngine
@@ -23,75 +20,17 @@ from ..measure import Seen, seen
 from ..resident import Resident
 from ..residents import pool
 from ..selection import Selection
-from .text import fit, format_bytes, visible
+from ..server_records import Server
+from .engine_rows import Row, Said, State, command, key_of, label
+from .installs import Installs
+from .panels.jobs import Jobs
+from .text import format_bytes
 
-__all__ = ["Row", "Said", "State", "Switcher", "as_text", "command", "label", "short", "switcher"]
+__all__ = ["Switcher", "switcher"]
 
 # What costs more than a look at our own variables is looked up so rarely while nothing changes.
 SLOW_S = 10.0
 FAST_S = 1.0
-
-
-@dataclass(frozen=True)
-class Row:
-    """An engine with a model: a resident, or what could become one.
-
-    Attributes
-    ----------
-    key : str
-        Stays the same while the row is loaded, used and unloaded.
-    state : str
-        ``"not installed"``, ``"not loaded"``, ``"loading"``, ``"ready"``, ``"busy"``,
-        ``"crashed"`` or, of an engine elsewhere, ``"server"``.
-    note : str
-        The stage of a load, how it crashed, what installs it, what a GPU holds of it, or
-        where a server is.
-    held : Seen or None
-        Memory of its process tree.
-    chosen : bool
-        Whether a plain ``%%infer`` uses it.
-    """
-
-    key: str
-    chosen: bool
-    state: str
-    selection: Selection
-    note: str = ""
-    held: Seen | None = None
-    resident: Resident | None = None
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """All its memory, GPUs included, as ``%engine`` shows it."""
-        return None if self.held is None else self.held.total
-
-    @property
-    def can_load(self) -> bool:
-        return self.state in ("not loaded", "crashed")
-
-    @property
-    def can_unload(self) -> bool:
-        return self.resident is not None
-
-
-@dataclass(frozen=True)
-class Said:
-    """What the last click did, and the line that does the same in a cell."""
-
-    text: str = ""
-    command: str = ""
-    failed: bool = False
-
-
-@dataclass(frozen=True)
-class State:
-    """All that a panel shows."""
-
-    rows: tuple[Row, ...]
-    chosen: Selection
-    used_bytes: int
-    budget_bytes: int
-    said: Said = field(default_factory=Said)
 
 
 class Switcher:
@@ -109,6 +48,7 @@ class Switcher:
     def __init__(self) -> None:
         self.said = Said()
         self.changed: Callable[[], None] = lambda: None
+        self.installs = Installs(self)
         self._lock = threading.Lock()
         self._known: dict[tuple[object, ...], tuple[float, Any]] = {}
 
@@ -164,10 +104,17 @@ class Switcher:
     def _absent(self, wanted: Selection, *, chosen: bool) -> Row:
         key = key_of(wanted)
         if "server" in registry.spec(wanted.engine).capabilities.features:
-            place = self._lookup(("place", key), lambda: where_it_is(wanted), SLOW_S)
-            return Row(key, chosen, "server", wanted, place)
-        missing = self._lookup(("missing", key), lambda: what_is_missing(wanted), SLOW_S)
-        return Row(key, chosen, "not installed" if missing else "not loaded", wanted, missing)
+            place, server = self._lookup(("place", key), lambda: where_it_is(wanted), SLOW_S)
+            return Row(key, chosen, "server", wanted, place, server=server)
+        missing, recipe = self._lookup(("missing", key), lambda: what_is_missing(wanted), SLOW_S)
+        stage = self.installs.stage(recipe) if recipe else ""
+        state = "installing" if stage else "not installed" if missing else "not loaded"
+        return Row(key, chosen, state, wanted, stage or missing, recipe=recipe)
+
+    def forget(self) -> None:
+        """Look up anew what is looked up rarely: something was installed, say."""
+        with self._lock:
+            self._known = {}
 
     def _lookup(self, what: tuple[object, ...], read: Callable[[], Any], seconds: float) -> Any:
         now = time.monotonic()
@@ -186,25 +133,33 @@ class Switcher:
             selection.use(row.selection)
             self._say(f"%%infer now uses {label(row.selection)}", "use", row.selection)
 
-    def load(self, row: Row) -> None:
+    def install(self, row: Row, jobs: Jobs) -> None:
+        """Begin to install its library, as ``%engine install`` does, and return at once."""
+        self.installs.begin(row.recipe, jobs)
+
+    def stop(self, row: Row) -> None:
+        """End its installation: nothing is left of it."""
+        self.installs.stop(row.recipe)
+
+    def load(self, row: Row, action: str = "load") -> None:
         """Begin to load it, as ``%engine load`` does, and return at once."""
         wanted = row.selection
         begun: list[Resident] = []
 
         def told(event: dict[str, Any]) -> None:
             if event["ev"] == "ready":
-                self._say(f"{label(wanted)} is loaded", "load", wanted)
+                self._say(f"{label(wanted)} is loaded", action, wanted)
             elif event["ev"] == "load_failed":
                 if not begun or begun[0].state != "unloaded":  # that was said by who did it
-                    self._fail(event["error"], "load", wanted)
+                    self._fail(event["error"], action, wanted)
             else:
                 self.changed()
 
-        with self._telling("load", wanted):
+        with self._telling(action, wanted):
             engine = registry.engine_class(wanted.engine)(wanted.model)
             if not isinstance(engine, LocalEngine):
                 raise ConfigurationError(f"{wanted.engine} is not on this machine: nothing to load")
-            self._say(f"loading {label(wanted)}", "load", wanted)
+            self._say(f"loading {label(wanted)}", action, wanted)
             begun.append(pool.ensure(engine.plan(), told))
 
     def unload(self, row: Row) -> None:
@@ -215,6 +170,18 @@ class Switcher:
                 text = f"{label(row.selection)} is unloaded: {format_bytes(freed)} came back"
                 self._say(text, "unload", row.selection)
 
+    def restart(self, row: Row) -> None:
+        """End its process and load it again, as ``%engine restart`` does."""
+        with self._telling("restart", row.selection):
+            if row.resident is not None:
+                pool.unload(row.resident)
+            self.load(row, "restart")
+
+    def tell(self, said: Said) -> None:
+        """What is shown as the last that happened, in every panel."""
+        self.said = said
+        self.changed()
+
     @contextlib.contextmanager
     def _telling(self, action: str, wanted: Selection) -> Iterator[None]:
         try:
@@ -223,18 +190,17 @@ class Switcher:
             self._fail(error, action, wanted)
 
     def _say(self, text: str, action: str, wanted: Selection) -> None:
-        self.said = Said(text, command(action, wanted))
-        self.changed()
+        self.tell(Said(text, command(action, wanted)))
 
     def _fail(self, error: BaseException, action: str, wanted: Selection) -> None:
-        self.said = Said("\n".join(brief_traceback(error)), command(action, wanted), failed=True)
-        self.changed()
+        text = "\n".join(brief_traceback(error))
+        self.tell(Said(text, command(action, wanted), failed=True))
 
 
 switcher = Switcher()
 
 
-# ------------------------------------------------------------------------------- words
+# --------------------------------------------------------------------- what is looked up
 
 
 def asked_for(resident: Resident) -> Selection:
@@ -245,14 +211,19 @@ def asked_for(resident: Resident) -> Selection:
     )
 
 
-def where_it_is(wanted: Selection) -> str:
-    """A server's addresses, without their passwords; what to do where it has none."""
+def where_it_is(wanted: Selection) -> tuple[str, Server | None]:
+    """A server's addresses, without their passwords; what to do where it has none.
+
+    And the server itself, where it was started here.
+    """
     try:
         engine = wanted.make()
         assert isinstance(engine, RemoteEngine)
-        return ", ".join(Address(url).masked for url in engine.urls)
+        started = (server_records.find(url) for url in engine.urls)
+        places = ", ".join(Address(url).masked for url in engine.urls)
+        return places, next(filter(None, started), None)
     except NbinferError as error:
-        return error.hint or error.message
+        return error.hint or error.message, None
 
 
 def held_by(resident: Resident) -> Seen | None:
@@ -261,25 +232,24 @@ def held_by(resident: Resident) -> Seen | None:
     return seen(worker.pid) if worker is not None and worker.alive else None
 
 
-def key_of(wanted: Selection) -> str:
-    """The same text for the same engine, model and load parameters."""
-    return f"{wanted.engine} {json.dumps(wanted.model.to_dict(), sort_keys=True)}"
+def what_is_missing(wanted: Selection) -> tuple[str, str]:
+    """The command that installs an engine's library, and the recipe that it names.
 
-
-def what_is_missing(wanted: Selection) -> str:
-    """The command that installs an engine's library, ``""`` where it is installed."""
+    The first is ``""`` where it is installed, the second where it is no recipe.
+    """
     try:
         recipe = getattr(registry.engine_class(wanted.engine)(wanted.model), "recipe", "")
         library = registry.spec(wanted.engine).library
         if recipe:
-            return f"%engine install {recipe}" if environments.available(recipe) is None else ""
+            there = environments.available(recipe) is not None
+            return "" if there else f"%engine install {recipe}", recipe
         if library:
             importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
-        return f"pip install {library}"
+        return f"pip install {library}", ""
     except NbinferError as error:
-        return error.message
-    return ""
+        return error.message, ""
+    return "", ""
 
 
 def how_it_ended(resident: Resident) -> str:
@@ -289,51 +259,3 @@ def how_it_ended(resident: Resident) -> str:
         how = death.signal or f"exit status {death.exit_code}"
         return f"{how}; %engine logs {resident.plan.engine}"
     return resident.error.message if resident.error is not None else ""
-
-
-def label(wanted: Selection) -> str:
-    """Engine and model, as one line of bounded length."""
-    return f"{wanted.engine} · {short(wanted.model.model_name)}"
-
-
-def short(text: str, most: int = 120) -> str:
-    """One line of bounded length in which nothing is obeyed."""
-    text = text if len(text) <= most else text[:most] + "…"
-    return visible(text).replace("\n", "⏎").replace("\t", " ")
-
-
-def command(action: str, wanted: Selection) -> str:
-    """The line that does the same in a cell: ``%engine use native -m smollm2-135m``.
-
-    Load parameters that no option of ``%engine`` sets are named after it, in parentheses.
-    """
-    values = wanted.model.to_dict(changed_only=True)
-    words = ["%engine", action, wanted.engine, "-m", shlex.quote(wanted.model.model_name)]
-    for name, value in wanted.model.to_dict()["model_kwargs"].items():
-        plain = isinstance(value, str) and parse_value(value) == value
-        words += ["-k", shlex.quote(f"{name}={value if plain else repr(value)}")]
-    if wanted.remote is not None and wanted.remote.api_url is not None:
-        given = wanted.remote.api_url
-        for url in [given] if isinstance(given, str) else given:
-            words += ["--url", shlex.quote(Address(url).masked)]
-    others = sorted(set(values) - {"model_name", "model_kwargs"})
-    if others:
-        words.append(f"(and from Python: {', '.join(others)})")
-    return " ".join(words)
-
-
-def as_text(state: State) -> str:
-    """The same as plain text, for a terminal and for a reader without widgets."""
-    memory = f"{format_bytes(state.used_bytes)} of {format_bytes(state.budget_bytes)}"
-    lines = [f"%%infer uses {label(state.chosen)} · memory {memory}"]
-    for row in state.rows:
-        cells = (
-            "→" if row.chosen else " ",
-            fit(row.selection.engine, 10, False),
-            fit(short(row.selection.model.model_name, 60), 30, False),
-            fit(row.state, 13, False),
-            fit(format_bytes(row.memory_bytes), 8, True),
-            short(row.note, 60),
-        )
-        lines.append(" ".join(cells).rstrip())
-    return "\n".join(lines)

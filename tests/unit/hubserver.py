@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 __all__ = ["Hub", "serving"]
 
@@ -56,6 +56,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:  # noqa: C901
             if hub.status is not None:
                 return self.refuse(hub.status, "", hub.message)
             parts = path.split("/")
+            if parts == ["api", "models"]:
+                return self.listing(parse_qs(urlsplit(self.path).query))
             if parts[:2] == ["api", "models"]:
                 repo, revision = "/".join(parts[2:4]), "/".join(parts[5:]) or "main"
                 return self.info(repo, revision)
@@ -71,6 +73,26 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:  # noqa: C901
             self.send_header("Content-Length", "0")
             self.end_headers()
 
+        def listing(self, query: dict[str, list[str]]) -> None:
+            """Repositories with such names and files, as many as are asked for."""
+            (text,), (form,), (most,) = query["search"], query["filter"], query["limit"]
+            found = [
+                {"id": name, "modelId": name, "tags": [], "downloads": 1}
+                for name, files in hub.repos.items()
+                if text.lower() in name.lower() and any(file.endswith(form) for file in files)
+            ]
+            if hub.pause is not None:
+                hub.pause.wait(20)
+            self.json(found[: int(most)])
+
+        def json(self, value: Any) -> None:
+            body = json.dumps(value).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
         def info(self, repo: str, revision: str) -> None:
             if repo not in hub.repos:
                 return self.refuse(401, "RepoNotFound", "Repository not found")
@@ -78,13 +100,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:  # noqa: C901
             if commit is None:
                 return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
             files = [{"rfilename": n, "size": len(b)} for n, b in hub.repos[repo].items()]
-            body = json.dumps({"id": repo, "sha": commit, "siblings": files}).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-            return None
+            return self.json({"id": repo, "sha": commit, "siblings": files})
 
         def file(self, repo: str, revision: str, file: str) -> None:
             commit = hub.commit(repo, revision)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from ipywidgets.widgets import widget
 
+from nbinfer.notebook.engine_rows import Said
 from nbinfer.notebook.panels.refresher import refresher
-from nbinfer.notebook.switcher import Said, switcher
+from nbinfer.notebook.switcher import switcher
 
 
 def living():

@@ -13,8 +13,9 @@ import pytest
 import nbinfer
 from nbinfer import ConfigurationError, ModelParams, UnsupportedParameter, selection, settings
 from nbinfer.notebook import switcher as switchers
+from nbinfer.notebook.engine_rows import Row, as_text, command
 from nbinfer.notebook.panels.refresher import refresher
-from nbinfer.notebook.switcher import as_text, command, switcher
+from nbinfer.notebook.switcher import switcher
 from nbinfer.residents import pool
 from nbinfer.selection import Selection
 
@@ -43,9 +44,10 @@ def line_of(panel, engine, model=None):
 
 
 def click(panel, action, engine, model=None):
-    button = line_of(panel, engine, model).buttons[action]
-    assert not button.disabled
-    button.click()
+    line = line_of(panel, engine, model)
+    assert action in line.row.actions
+    assert not line.buttons[action].disabled
+    line.buttons[action].click()
 
 
 def state_of(panel, engine, model=None):
@@ -63,8 +65,8 @@ def test_a_click_switches_what_a_plain_infer_uses(shell):
     frame = shell.cell(f"{E}\na b").value
     assert (frame["engine"][0], frame["model"][0]) == ("echo", "mine")
     assert "echo · mine" in panel.engines._head.value
-    assert line_of(panel, "echo")._use.description == "✓ In use"
-    assert line_of(panel, "llamacpp")._use.description == "Use"
+    assert line_of(panel, "echo").buttons["use"].description == "✓ In use"
+    assert line_of(panel, "llamacpp").buttons["use"].description == "Use"
     click(panel, "use", "llamacpp")
     assert selection.current().engine == "llamacpp"
 
@@ -109,7 +111,7 @@ def test_use_checks_as_the_magic_does(clean):
         selection.use(wrong)
     assert selection.current().engine == "llamacpp"
     row = switcher.state().rows[0]
-    switcher.use(switchers.Row(row.key, False, "not loaded", wrong))
+    switcher.use(Row(row.key, False, "not loaded", wrong))
     assert switcher.said.failed
     assert "tokenizer_name" in switcher.said.text
     assert selection.current().engine == "llamacpp"
@@ -125,16 +127,17 @@ def test_load_and_unload(shell):
     click(panel, "load", "echo")
     assert time.monotonic() - began < 0.3  # the load goes on without the kernel
     assert state_of(panel, "echo") == "loading"
-    assert line_of(panel, "echo")._load.disabled
+    assert line_of(panel, "echo").buttons["load"].disabled
     assert eventually(lambda: state_of(panel, "echo") == "ready")
     assert eventually(lambda: "is loaded" in switcher.said.text)
     assert "MB" in line_of(panel, "echo")._text.value
     assert switcher.said.command == "%engine load echo -m mine -k load_s=0.4"
     click(panel, "unload", "echo")
+    assert panel.wait(10)
     assert workers() == []
     assert "came back" in panel.engines._foot.value
     assert state_of(panel, "echo") == "not loaded"
-    assert line_of(panel, "echo")._unload.disabled
+    assert line_of(panel, "echo").buttons["unload"].disabled
 
 
 def test_a_load_can_be_ended(shell):
@@ -143,6 +146,7 @@ def test_a_load_can_be_ended(shell):
     click(panel, "load", "echo")
     assert eventually(lambda: workers())
     click(panel, "unload", "echo")
+    assert panel.wait(10)
     assert eventually(lambda: not [n for n in our_threads() if "load" in n])
     assert workers() == []
     assert not switcher.said.failed
@@ -175,7 +179,7 @@ def test_what_is_not_installed_says_what_installs_it(shell, monkeypatch):
     panel = nbinfer.panel()
     assert "not installed" in shown(panel)["native"]
     assert "%engine install native" in shown(panel)["native"]
-    assert line_of(panel, "native")._load.disabled
+    assert "load" not in line_of(panel, "native").buttons
 
 
 def test_a_crash_shows(shell):
@@ -224,9 +228,9 @@ def test_model_names_are_escaped(shell):
     click(panel, "load", "echo")
     assert eventually(lambda: state_of(panel, "echo") == "ready")
     drawn = panel.engines._head.value + panel.engines._foot.value + "".join(shown(panel).values())
-    drawn += line_of(panel, "echo")._use.tooltip
+    drawn += line_of(panel, "echo").buttons["use"].tooltip
     assert "&lt;script&gt;" in drawn
-    assert "<script" not in drawn.replace(line_of(panel, "echo")._use.tooltip, "")
+    assert "<script" not in drawn.replace(line_of(panel, "echo").buttons["use"].tooltip, "")
     for harmful in "\x1b\u202e":
         assert harmful not in drawn + repr(panel)
 
@@ -458,7 +462,9 @@ def test_a_row_is_clicked_from_python(shell):
     panel.engines.press("use", "echo", "mine")
     assert selection.current().model.model_name == "mine"
     panel.engines.press("unload", "echo")
+    assert panel.wait(10)
     assert workers() == []
+    refresher.draw()
     with pytest.raises(ConfigurationError, match="not loaded: no unload"):
         panel.engines.press("unload", "echo")
     with pytest.raises(ConfigurationError, match="no row of vllm x"):

@@ -196,6 +196,15 @@ def test_fields_come_to_parameters(shell):
     )
 
 
+def test_a_schema_is_checked_as_it_is_typed(shell):
+    field = nbinfer.panel().prompt.form["guided_decoding"]
+    assert field.widget.continuous_update
+    field.widget.set_state({"value": '{"type": '})
+    assert "no JSON: Expecting value: line 1 column 10" in field.wrong.value
+    field.widget.set_state({"value": '{"type": "object"}'})
+    assert field.wrong.value == ""
+
+
 def test_an_unsupported_setting_is_refused(panel):
     panel.prompt.form[""].widget.value = "top_k=4"
     send(panel, "a")

@@ -77,6 +77,7 @@ NAMES = [
     "unload_ipython_extension",
 ]
 HEAVY = [
+    "anywidget",
     "httpx",
     "httpx2",
     "huggingface_hub",

@@ -775,7 +775,7 @@ def test_the_panel_and_the_doctor_know_servers(server):
 
     nbinfer.configure(remote={"openai-compatible": {"api_url": server.url}})
     (row,) = (r for r in Switcher().state().rows if r.selection.engine == "openai-compatible")
-    assert (row.state, row.can_load) == ("server", False)
+    assert (row.state, row.actions) == ("server", ("use",))
     assert server.url in row.note
     assert any(f"openai-compatible: {server.url}" in line for line in report()[0])
     assert server.calls == []

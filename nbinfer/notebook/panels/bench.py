@@ -9,7 +9,7 @@ import ipywidgets
 
 from ...config import parse_value
 from ...errors import ConfigurationError
-from ..switcher import State
+from ..engine_rows import State
 from .cells import benchmark_cell
 from .jobs import Jobs
 from .live import Status
@@ -64,7 +64,7 @@ class Bench(Work):
             self.status,
             self.notes,
             self.table,
-            titled("The same as a cell", self.cell),
+            self.same_box,
         )
 
     def draw(self, state: State) -> None:

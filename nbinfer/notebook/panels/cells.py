@@ -20,8 +20,10 @@ from IPython.core.inputtransformer2 import TransformerManager
 from ...config import GenerationParams, ModelParams, RemoteParams, parse_value
 from ...engines import registry
 from ...errors import ConfigurationError
+from ...messages import Conversation, ImagePart, Message, TextPart
 from ...selection import Selection
 from ..arguments import PARSERS
+from .pictures import Picture
 
 __all__ = ["Asked", "benchmark_cell", "compare_cell", "infer_cell", "model_words", "separated"]
 
@@ -42,15 +44,18 @@ class Asked:
 
     Attributes
     ----------
-    turns : tuple of (str, str)
-        Role and text of the conversation before the prompt.
+    turns : tuple of tuple
+        Of the conversation before the prompt: role, text, and pictures.
+    pictures : tuple of Picture
+        The prompt's.
     """
 
     selections: tuple[Selection, ...]
     prompts: tuple[str, ...]
     params: GenerationParams = field(default_factory=GenerationParams)
     system: str | None = None
-    turns: tuple[tuple[str, str], ...] = ()
+    turns: tuple[tuple[Any, ...], ...] = ()
+    pictures: tuple[Picture, ...] = ()
 
 
 def separated(text: str) -> tuple[str, ...]:
@@ -119,7 +124,7 @@ def model_words(selection: Selection, *, only: bool = False) -> list[str]:
 
 
 def _asked_words(asked: Asked) -> list[str]:
-    words = []
+    words = [shlex.quote(f"--image={picture.name}") for picture in asked.pictures]
     if asked.system is not None:  # after "=": it may begin with a dash
         words.append(shlex.quote(f"--system={asked.system}"))
     for name, value in asked.params.to_dict(changed_only=True).items():
@@ -156,7 +161,11 @@ def _with_body(words: Sequence[str], prompts: Sequence[str]) -> str:
 
 
 def _meaning(asked: Asked) -> tuple[Any, ...]:
-    return [_plain(s) for s in asked.selections], asked.params, asked.system, [*asked.prompts]
+    prompts: list[Any] = [*asked.prompts]
+    if asked.pictures:
+        images = [ImagePart(picture.name) for picture in asked.pictures]
+        prompts = [Conversation([Message("user", [*images, TextPart(t)])]) for t in prompts]
+    return [_plain(s) for s in asked.selections], asked.params, asked.system, prompts
 
 
 def _plain(selection: Selection) -> tuple[str, ModelParams, RemoteParams]:
@@ -199,11 +208,14 @@ def _selections(name: str, line: str) -> list[tuple[str, ModelParams, RemotePara
 def _python(asked: Asked) -> str:
     """The same as Python."""
     lines = ["import nbinfer", ""]
-    if asked.turns:
+    if asked.turns or asked.pictures:
         (prompt,) = asked.prompts
-        said = [*asked.turns, ("user", prompt)]
+        said = [*asked.turns, ("user", prompt, *asked.pictures)]
         lines += ["messages = ["]
-        lines += [f"    {{'role': {role!r}, 'content': {text!r}}}," for role, text in said]
+        lines += [
+            f"    {{'role': {role!r}, 'content': {_content(text, more)}}},"
+            for role, text, *more in said
+        ]
         lines += ["]"]
         prompts = "[messages]"
     else:
@@ -219,6 +231,14 @@ def _python(asked: Asked) -> str:
         lines += ["engines = [", *(f"    {engine}," for engine in engines), "]"]
         lines.append(f"nbinfer.compare(engines, {prompts}, params{more})")
     return "\n".join(lines)
+
+
+def _content(text: str, pictures: Sequence[Picture]) -> str:
+    """A message's content as Python; an image that came from a browser is named as a file."""
+    if not pictures:
+        return repr(text)
+    parts = [f"nbinfer.ImagePart({picture.name!r})" for picture in pictures]
+    return f"[{', '.join([*parts, f'nbinfer.TextPart({text!r})'])}]"
 
 
 def _engine(selection: Selection) -> str:

@@ -12,14 +12,15 @@ from ... import accessor
 from ...comparison import compare
 from ...errors import ConfigurationError
 from ..differences import marked
-from ..switcher import State, label
+from ..engine_rows import State, label
 from ..text import unknown, visible
 from .cells import Asked, compare_cell, separated
 from .form import Form
 from .jobs import Jobs
-from .live import Status, speed
-from .parts import EDGE, TEXT, WIDE, block, cut, failed, quiet, system_message, table, titled
+from .live import speed
+from .parts import EDGE, TEXT, WIDE, Shown, block, cut, failed, quiet, system_message, table, titled
 from .picker import Picker
+from .plots import Watch
 from .work import Work
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Comparison(Work):
         )
         self.answers = ipywidgets.HTML()
         self.numbers = ipywidgets.HTML()
+        self.plots = ipywidgets.HTML()
+        self._picture = Shown(self.plots)
         self.children = (
             titled("Engines", self.picker),
             titled("Prompts", self.text),
@@ -68,9 +71,10 @@ class Comparison(Work):
             ipywidgets.HBox([self.go, self.stop]),
             self.status,
             self.notes,
+            self.plots,
             self.numbers,
             self.answers,
-            titled("The same as a cell", self.cell),
+            self.same_box,
         )
 
     def draw(self, state: State) -> None:
@@ -95,7 +99,8 @@ class Comparison(Work):
         names = [label(selection) for selection in selections]
 
         def work() -> None:
-            progress = Status(self.told, names)
+            self._picture.now("")
+            progress = Watch(self.told, names, self._picture)
             frame = compare(
                 engines, [*asked.prompts], asked.params, system=asked.system, progress=progress
             )
@@ -119,7 +124,7 @@ class Comparison(Work):
 
     def snapshot(self) -> str:
         """The comparison as static HTML."""
-        return str(self.numbers.value + self.answers.value)
+        return str(self.plots.value + self.numbers.value + self.answers.value)
 
 
 def side_by_side(frame: pd.DataFrame) -> str:

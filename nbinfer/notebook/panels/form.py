@@ -14,7 +14,7 @@ from ...engines import registry
 from ...errors import ConfigurationError, brief_traceback
 from .parts import WIDE, failed, quiet
 
-__all__ = ["Form"]
+__all__ = ["Form", "cannot"]
 
 # The fields that have a box of their own, with their labels.
 NUMBERS = {
@@ -30,6 +30,7 @@ NUMBERS = {
     "presence_penalty": "Presence penalty",
     "num_beams": "Beams",
 }
+_SCHEMA = 'that the answer must fit: {"type": "object", "properties": {…}}'
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(GenerationParams)}
 
 
@@ -99,7 +100,7 @@ class Form:
         stops = _text("Stop at", 'a text that ends an answer, or a list: ["a", "b"]', "none")
         self.fields.append(Field("stop_strings", stops, _stops))
         self.fields.append(
-            Field("guided_decoding", _area("JSON Schema", "that the answer must fit"), _schema)
+            Field("guided_decoding", _area("JSON Schema", _SCHEMA, rows=4, typed=True), _schema)
         )
         self.fields.append(
             Field(
@@ -156,13 +157,14 @@ def _missing(name: str, engines: Sequence[str]) -> str:
     for engine in engines:
         has = registry.spec(engine).capabilities
         if name not in has.generation:
-            return _reason(engine, name, registry.supporting(name))
+            return cannot(engine, name, registry.supporting(name))
         if name == "guided_decoding" and "json" not in has.guided_decoding:
-            return _reason(engine, "JSON Schema", registry.supporting("json", of="guided_decoding"))
+            return cannot(engine, "JSON Schema", registry.supporting("json", of="guided_decoding"))
     return ""
 
 
-def _reason(engine: str, what: str, able: Collection[str]) -> str:
+def cannot(engine: str, what: str, able: Collection[str]) -> str:
+    """Why something is off, and which engines have it."""
     who = f"engines that can: {', '.join(able)}" if able else "no engine here can"
     return f"{engine} cannot honour {what}; {who}"
 
@@ -203,13 +205,14 @@ def _text(label: str, tooltip: str, default: str) -> Any:
     )
 
 
-def _area(label: str, about: str) -> Any:
+def _area(label: str, about: str, *, rows: int = 2, typed: bool = False) -> Any:
+    """A box of several lines; ``typed``: it is checked with each key."""
     return ipywidgets.Textarea(
         description=label,
         placeholder=about,
         tooltip=f"{label}: {about}",
-        rows=2,
-        continuous_update=False,
+        rows=rows,
+        continuous_update=typed,
         style={"description_width": "11em"},
         layout={"width": "auto"},
     )

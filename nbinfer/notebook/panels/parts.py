@@ -20,6 +20,7 @@ __all__ = [
     "block",
     "button",
     "close",
+    "copying",
     "cut",
     "failed",
     "quiet",
@@ -93,6 +94,19 @@ def button(text: str, tooltip: str, act: Any, *, icon: str = "", disabled: bool 
     )
     made.on_click(act)
     return made
+
+
+def copying() -> Any:
+    """Buttons that copy a cell, and insert it as one.
+
+    The panel's script acts on them, in the browser: they are not shown without. The cell is the
+    text area, or the code, in the box of the class ``nbinfer-cell`` around them.
+    """
+    copy = button("Copy", "Copy the cell that does the same", lambda _: None)
+    insert = button("Insert cell", "Insert it below as a new cell", lambda _: None)
+    copy.add_class("nbinfer-copy")
+    insert.add_class("nbinfer-insert")
+    return ipywidgets.HBox([copy, insert])
 
 
 def system_message() -> Any:

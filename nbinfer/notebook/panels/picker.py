@@ -8,7 +8,7 @@ from typing import Any
 import ipywidgets
 
 from ...selection import Selection
-from ..switcher import Row, State, label
+from ..engine_rows import Row, State, label
 from .parts import WIDE, close
 
 __all__ = ["Picker"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from ... import selection
 from ...errors import ConfigurationError
 from ...frame import ANSWERED
 from ...messages import Conversation, Message
-from ..switcher import State, label
+from ..engine_rows import State, label, short
 from ..text import unknown
 from .cells import Asked, infer_cell
 from .form import Form
@@ -33,6 +33,7 @@ from .parts import (
     system_message,
     titled,
 )
+from .pictures import Picture, Pictures, content
 from .work import Work
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Prompt(Work):
         super().__init__(jobs, "Send")
         self._keep = keep
         self._suits: tuple[str, ...] = ()
-        self.turns: tuple[tuple[str, str], ...] = ()
+        self.turns: tuple[tuple[Any, ...], ...] = ()
         self._asked: Asked | None = None
         self._said: deque[Turn] = deque(maxlen=MOST_TURNS)
         self.form = Form()
@@ -91,6 +92,7 @@ class Prompt(Work):
         self.text = ipywidgets.Textarea(
             placeholder="what the model is asked", rows=3, tooltip="Prompt", layout=WIDE
         )
+        self.pictures = Pictures()
         self.new = button("New chat", "forget the conversation; its rows stay", self._new)
         self.children = (
             self.head,
@@ -98,12 +100,14 @@ class Prompt(Work):
             self.history,
             self.answer,
             titled("Prompt", self.text),
+            self.pictures,
             ipywidgets.HBox([self.go, self.stop, self.new]),
             self.status,
             self.notes,
             self.form.box,
-            titled("The same as a cell", self.cell),
+            self.same_box,
         )
+        self.add_class("nbinfer-prompt")
 
     def draw(self, state: State) -> None:
         """Show who is asked, and turn off what that engine cannot honour."""
@@ -113,27 +117,37 @@ class Prompt(Work):
             "<code>%%infer</code> does; choose another under Engines.</div>"
         )
         if self._suits != (state.chosen.engine,):
-            self._suits = (state.chosen.engine,)
-            self.form.suit(self._suits)
+            self._suit(state.chosen.engine)
+
+    def _suit(self, engine: str) -> None:
+        self._suits = (engine,)
+        self.form.suit(self._suits)
+        self.pictures.suit(engine)
 
     # -------------------------------------------------------------------------- running
 
     def prepare(self) -> tuple[Callable[[], None], str]:
         """Read the fields."""
         chosen = selection.current()
-        self.form.suit([chosen.engine])  # chosen in a cell a moment ago, perhaps
-        self._suits = (chosen.engine,)
+        self._suit(chosen.engine)  # chosen in a cell a moment ago, perhaps
+        self.pictures.check()
         text = self.text.value.strip("\n")
         if not text.strip():
             raise ConfigurationError("there is no prompt", hint="write it in the box above")
         asked = Asked(
-            (chosen,), (text,), self.form.params(), self.system.value.strip() or None, self.turns
+            (chosen,),
+            (text,),
+            self.form.params(),
+            self.system.value.strip() or None,
+            self.turns,
+            self.pictures.pictures,
         )
         engine = chosen.make()
         engine._params(asked.params)
         self.text.value = ""
+        self.pictures.clear()
         self._asked = asked
-        self._say(Turn("You", text))
+        self._say(Turn("You", text, _named(asked.pictures)))
         self._live.now("")
 
         def work() -> None:
@@ -156,7 +170,10 @@ class Prompt(Work):
         self._live.now("")
         first = rows[0]
         if first.finish_reason in ANSWERED and not unknown(first.output):
-            said = (("user", asked.prompts[0]), ("assistant", str(first.output)))
+            said = (
+                ("user", asked.prompts[0], *asked.pictures),
+                ("assistant", str(first.output)),
+            )
             self.turns = (*asked.turns, *said)
         self.told.now(quiet(speed(first)))
         self._keep(frame)
@@ -189,10 +206,15 @@ class Prompt(Work):
 
 
 def _prompts(asked: Asked) -> list[Any]:
-    if not asked.turns:
+    if not asked.turns and not asked.pictures:
         return [*asked.prompts]
-    said = [*asked.turns, ("user", asked.prompts[0])]
-    return [Conversation([Message(role, text) for role, text in said])]
+    said = [*asked.turns, ("user", asked.prompts[0], *asked.pictures)]
+    return [Conversation([Message(role, content(text, more)) for role, text, *more in said])]
+
+
+def _named(pictures: Sequence[Picture]) -> str:
+    names = ", ".join(short(picture.name) for picture in pictures)
+    return f"with {names}" if names else ""
 
 
 def _turn(who: str, row: Any) -> Turn:

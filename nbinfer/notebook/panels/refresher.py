@@ -8,7 +8,8 @@ import weakref
 from typing import Protocol
 
 from ... import residents
-from ..switcher import State, switcher
+from ..engine_rows import State
+from ..switcher import switcher
 
 __all__ = ["Refresher", "refresher"]
 

@@ -12,7 +12,7 @@ import ipywidgets
 from ... import notices
 from ...errors import NbinferError, RunInterrupted, brief_traceback
 from .jobs import Job, Jobs
-from .parts import WIDE, Shown, button, cut, failed, quiet
+from .parts import WIDE, Shown, button, copying, cut, failed, quiet, titled
 
 __all__ = ["Work"]
 
@@ -51,6 +51,8 @@ class Work(ipywidgets.VBox):  # type: ignore[misc]
             rows=4,
             layout=WIDE,
         )
+        self.same_box = titled("The same as a cell", self.cell, copying())
+        self.same_box.add_class("nbinfer-cell")
         self.same = self._same = ""
         self.cell.observe(self._undo, "value")
 
