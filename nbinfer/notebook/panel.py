@@ -26,7 +26,7 @@ from .panels.prompt import Prompt
 from .panels.refresher import refresher
 from .panels.results import Results
 from .switcher import State, as_text, switcher
-from .text import visible
+from .text import NO_MATH, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -207,7 +207,7 @@ class Panel(ipywidgets.VBox):  # type: ignore[misc]
         """What is shown now as static HTML, for a reader of the saved notebook."""
         shown = [f"<pre>{html.escape(as_text_or_error())}</pre>", self.prompt.snapshot()]
         shown += [p.snapshot() for p in self._made.values() if hasattr(p, "snapshot")]
-        return "".join([*shown, self.rows.snapshot()])
+        return f'<div class="{NO_MATH}">{"".join([*shown, self.rows.snapshot()])}</div>'
 
     def __repr__(self) -> str:
         text = as_text_or_error()
