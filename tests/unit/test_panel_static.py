@@ -19,7 +19,7 @@ HOSTILE = CORPUS["img onerror"]
 def test_a_page_made_of_a_saved_notebook_shows_engines_and_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """By nbconvert, without a kernel: the notebook as JupyterLab saves it, without widgets' state."""
+    """By nbconvert, without a kernel: as JupyterLab saves it, without widgets' state."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     cells = (
@@ -32,6 +32,7 @@ def test_a_page_made_of_a_saved_notebook_shows_engines_and_answers(
     page, _ = nbconvert.HTMLExporter().from_notebook_node(saved)
     (shown,) = page.split('data-mime-type="text/html"')[1:]
     assert "llamacpp" in shown
-    assert shown.count(html.escape(HOSTILE, quote=False)) >= 3  # what was asked, answered, and its row
+    # What was asked, what was answered, and their row.
+    assert shown.count(html.escape(HOSTILE, quote=False)) >= 3
     assert HOSTILE not in shown
     assert "widget-view+json" not in page
