@@ -19,6 +19,8 @@ __all__ = ["NEEDS", "PANEL", "Book", "Panel", "Wires", "new_page", "picture"]
 NEEDS = 'they need: pip install -e ".[test,browser]"'
 PANEL = ".widget-vbox:has(> .widget-tab)"
 HERE = ("127.0.0.1", "localhost")
+# Voila's own page asks for these, with or without us.
+THEIRS = "https://cdn.jsdelivr.net/npm/@fortawesome/"
 # Nothing of these is ours: of a text that is shown as text, none of them comes. Ours are a style
 # sheet in a panel's first part, and plots; in what is printed JupyterLab makes links of addresses.
 FOREIGN = (
@@ -43,7 +45,7 @@ class Wires:
     Attributes
     ----------
     tripped : list of str
-        Dialogs, pop-ups, requests to other hosts, other addresses of the page itself.
+        Dialogs, pop-ups, requests to other hosts.
     """
 
     def __init__(self, page: Any) -> None:
@@ -60,7 +62,8 @@ class Wires:
         return parts.scheme in ("http", "https") and parts.hostname not in HERE
 
     def _request(self, route: Any) -> None:
-        self.tripped.append(f"a request to {route.request.url}")
+        if not route.request.url.startswith(THEIRS):
+            self.tripped.append(f"a request to {route.request.url}")
         route.abort()
 
     def _dialog(self, dialog: Any) -> None:
@@ -127,7 +130,7 @@ class Panel:
     def row(self, engine: str) -> Any:
         """What the Engines tab says of an engine: the line of its buttons."""
         load = self.page.get_by_title(f"%engine load {engine} ")
-        return self.tab("Engines").locator(".widget-hbox", has=load)
+        return self.tab("Engines").locator(".widget-hbox", has=load).first
 
 
 class Book:

@@ -148,6 +148,18 @@ def test_compare(book: Book, panel: Panel):
     assert book.value("sorted(set(panel.compare.frame['engine']))") == str(sorted(ENGINES))
 
 
+def test_measure(book: Book, panel: Panel):
+    bench = panel.tab("Benchmark")
+    bench.get_by_label("llamacpp · ").first.check()
+    load = {"Prompt tokens": "32", "Answer tokens": "8", "Requests": "2", "Repeats": "1"}
+    for label, value in load.items():
+        panel.fill(label, value)
+    panel.button("Measure").click()
+    expect(bench).to_contain_text("measured; the whole table is in")
+    expect(bench.locator("tbody tr")).to_have_count(1)
+    assert book.value("panel.benchmark.frame['requests'].tolist()") == "[2]"
+
+
 def test_two_tabs_of_a_browser_agree(book: Book, panel: Panel, open_page: Any):
     """What is done in one is shown in the other, and can be stopped there."""
     book.command("docmanager:save")
