@@ -6,6 +6,7 @@ One page, opened once: what a test does is what the next one finds. Each makes w
 from __future__ import annotations
 
 import os
+import re
 import signal
 from typing import Any
 
@@ -200,26 +201,61 @@ def test_two_panels_and_a_cell_agree(book: Book, panel: Panel):
     expect(book.page.locator(".widget-tab")).to_have_count(1)
 
 
-def test_a_crash_is_said_and_the_engine_is_loaded_again(book: Book, panel: Panel):
-    begin(panel, "llamacpp")
-    pid = book.value("nbinfer.engines().query(\"engine == 'llamacpp'\")['pid'].item()")
-    os.kill(int(pid), signal.SIGKILL)
-    expect(panel.log.get_by_role("alert")).to_contain_text("SIGKILL")
-    expect(panel.button("Send")).to_be_enabled()
-    assert book.value("panel.df['output'].iloc[-1] != ''") == "True"  # what had come is kept
-    row = panel.row("llamacpp")
-    expect(row).to_contain_text("crashed")
-    expect(row).to_contain_text("SIGKILL; %engine logs llamacpp")
-    row.get_by_role("button", name="Load", exact=True).click()
-    expect(row).to_contain_text("ready")
+# ------------------------------------------------------------------------------ looks
+
+
+# Of text and its ground, as WCAG counts it; 4.5 is what it asks of text of this size.
+CONTRAST = """one => {
+    const rgb = text => text.match(/[\\d.]+/g).map(Number);
+    const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+        .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+    let ground = one;
+    while (ground && (rgb(getComputedStyle(ground).backgroundColor)[3] ?? 1) === 0)
+        ground = ground.parentElement;
+    const both = [getComputedStyle(one).color, getComputedStyle(ground).backgroundColor];
+    const [low, high] = both.map(rgb).map(light).sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+}"""
+SHOWS = {
+    "Start": "Take ",
+    "Engines": "Memory of resident models",
+    "Prompt": "System message",
+    "Compare": "The same as a cell",
+    "Benchmark": "The same as a cell",
+    "Rows": "page ",
+}
+
+
+@pytest.fixture(scope="module")
+def talked(book: Book) -> None:
+    """A short answer to show, and a page high enough for every tab."""
+    panel = book.panel()
+    panel.use("llamacpp")
     panel.tab("Prompt")
-    panel.fill("Most tokens", "4")
-    panel.ask("Name a colour.")
-    expect(panel.log).to_contain_text("4 tokens")
-    assert pid not in pids(book)
+    panel.button("New chat").click()
+    panel.fill("Most tokens", "24")
+    panel.ask("Name three colours.")
+    expect(panel.log).to_contain_text("24 tokens")
+    book.page.set_viewport_size({"width": 1000, "height": 2600})
 
 
-# ------------------------------------------------------------------------ much, and looks
+@pytest.mark.parametrize(("theme", "end"), [("Light", ""), ("Dark", "-dark")])
+@pytest.mark.usefixtures("talked")
+def test_every_tab_is_readable_in_both_themes(book: Book, panel: Panel, tmp_path, theme, end):
+    book.command("apputils:change-theme", theme=f"JupyterLab {theme}")
+    body = book.page.locator("body")
+    expect(body).to_have_attribute("data-jp-theme-name", f"JupyterLab {theme}")
+    for title, text in SHOWS.items():
+        tab = panel.tab(title)
+        expect(tab).to_contain_text(text)
+        shown = tab.locator(":is(.widget-html-content > *, .widget-label):visible").first
+        assert shown.evaluate(CONTRAST) >= 4.5
+        assert book.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        picture(panel.root, title.lower() + end, tmp_path)
+
+
+# ---------------------------------------------------------------------- much, and faults
 
 
 def test_ten_thousand_rows_are_turned_page_by_page(book: Book, panel: Panel):
@@ -242,38 +278,20 @@ def test_ten_thousand_rows_are_turned_page_by_page(book: Book, panel: Panel):
     expect(rows).to_contain_text(f"page {pages - 2:,} of {pages:,}")
 
 
-# Of text and its ground, as WCAG counts it; 4.5 is what it asks of text of this size.
-CONTRAST = """one => {
-    const rgb = text => text.match(/[\\d.]+/g).map(Number);
-    const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
-        .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-        .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-    let ground = one;
-    while (ground && (rgb(getComputedStyle(ground).backgroundColor)[3] ?? 1) === 0)
-        ground = ground.parentElement;
-    const both = [getComputedStyle(one).color, getComputedStyle(ground).backgroundColor];
-    const [low, high] = both.map(rgb).map(light).sort((a, b) => a - b);
-    return (high + 0.05) / (low + 0.05);
-}"""
-SHOWS = {
-    "Start": "Which model?",
-    "Engines": "Memory of resident models",
-    "Prompt": "System message",
-    "Compare": "The same as a cell",
-    "Benchmark": "The same as a cell",
-    "Rows": "page ",
-}
-
-
-@pytest.mark.parametrize(("theme", "end"), [("Light", ""), ("Dark", "-dark")])
-def test_every_tab_is_readable_in_both_themes(book: Book, panel: Panel, tmp_path, theme, end):
-    book.command("apputils:change-theme", theme=f"JupyterLab {theme}")
-    body = book.page.locator("body")
-    expect(body).to_have_attribute("data-jp-theme-name", f"JupyterLab {theme}")
-    for title, text in SHOWS.items():
-        tab = panel.tab(title)
-        expect(tab).to_contain_text(text)
-        shown = tab.locator(":is(.widget-html-content > *, .widget-label):visible").first
-        assert shown.evaluate(CONTRAST) >= 4.5
-        assert book.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        picture(panel.root, title.lower() + end, tmp_path)
+def test_a_crash_is_said_and_the_engine_is_loaded_again(book: Book, panel: Panel):
+    begin(panel, "llamacpp")
+    pid = book.value("nbinfer.engines().query(\"engine == 'llamacpp'\")['pid'].item()")
+    os.kill(int(pid), signal.SIGKILL)
+    expect(panel.log.get_by_role("alert")).to_contain_text("SIGKILL")
+    expect(panel.button("Send")).to_be_enabled()
+    assert book.value("panel.df['finish_reason'].iloc[-1]") == "error"
+    row = panel.row("llamacpp")
+    expect(row).to_contain_text("crashed")
+    expect(row).to_contain_text("SIGKILL; %engine logs llamacpp")
+    row.locator("button:visible", has_text=re.compile("^(Load|Restart)$")).click()
+    expect(row).to_contain_text("ready")
+    panel.tab("Prompt")
+    panel.fill("Most tokens", "4")
+    panel.ask("Name a colour.")
+    expect(panel.log).to_contain_text("4 tokens")
+    assert pid not in pids(book)
