@@ -48,7 +48,7 @@ def _starts(path: str) -> bool:
 
 
 def _run(*command: str) -> str | None:
-    """Run a command in silence; ``None`` where it went well, else the last line that it printed."""
+    """Run a command in silence; ``None`` where it went well, else what it said of its failure."""
     quietly = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     try:
         ended = subprocess.run(
@@ -64,7 +64,10 @@ def _run(*command: str) -> str | None:
     if ended.returncode == 0:
         return None
     lines = ended.stdout.decode("utf-8", "replace").strip().splitlines()
-    return lines[-1] if lines else f"{command[0]} ended with {ended.returncode}"
+    if not lines:
+        return f"{command[0]} ended with {ended.returncode}"
+    # Node prints its stack below the error.
+    return next((line for line in lines if "Error: " in line), lines[-1])
 
 
 def _apt() -> str | None:

@@ -1,7 +1,9 @@
 """A real JupyterLab in a real Chromium, driven by Playwright.
 
 ``pip install -e ".[test,browser]"`` and ``python tests/browser/chromium.py`` give what these tests
-need; where one of them is missing they are skipped, with a line that says what to do.
+need; where one of them is missing they are skipped, with a line that says what to do. Browser and
+JupyterLab are this folder's alone: Playwright's event loop, and the kernels' workers, would be in
+the way of other tests.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from . import chromium, servers
 from .book import NEEDS, Book, Wires, new_page
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     """Chromium: the system's own, or Playwright's."""
     for module in ("playwright", "jupyterlab", "voila"):
@@ -33,7 +35,7 @@ def browser() -> Iterator[Any]:
         found.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """A JupyterLab: its address, and the folder that it shows."""
     folder = tmp_path_factory.mktemp("lab")
@@ -41,7 +43,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
         yield address, folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def open_page(browser: Any) -> Any:
     """Opens pages on which every wire is watched."""
 
@@ -52,7 +54,7 @@ def open_page(browser: Any) -> Any:
     return opened
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def open_book(open_page: Any, lab: tuple[str, Path]) -> Any:
     """Opens a new notebook of these cells in the session's JupyterLab, and runs them."""
 
