@@ -265,7 +265,7 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.found.add(tag)
         assert {name for name, _ in attrs} <= {
-            *("style", "role", "title", "aria-hidden", "scope", "colspan"),
+            *("class", "style", "role", "title", "aria-hidden", "scope", "colspan"),
         }, attrs
 
     def handle_comment(self, data):
