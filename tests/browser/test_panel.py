@@ -298,3 +298,20 @@ def test_a_crash_is_said_and_the_engine_is_loaded_again(book: Book, panel: Panel
     panel.ask("Name a colour.")
     expect(panel.log).to_contain_text("4 tokens")
     assert pid not in pids(book)
+
+
+def test_a_restarted_kernel_leaves_a_panel_that_says_so(book: Book, panel: Panel):
+    """It shows what it did, and that it is disconnected; its cell makes another that works."""
+    panel.tab("Engines")
+    gone = panel.root.get_by_role("alert").filter(has_text="Disconnected")
+    expect(gone).not_to_be_visible()
+    book.page.evaluate("() => { window.jupyterapp.commands.execute('notebook:restart-kernel') }")
+    book.page.get_by_role("button", name="Confirm Kernel Restart").click()
+    expect(gone).to_be_visible()
+    expect(panel.root).to_contain_text("llamacpp")
+    book.page.get_by_text("| Idle").wait_for()
+    for place in (0, PANEL):
+        book.run(place=place)
+    expect(panel.tab("Engines")).to_contain_text("not loaded")
+    expect(gone).not_to_be_visible()
+    panel.use("echo")
