@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..frame import COLUMNS
 from .differences import marked_rows
-from .text import UNKNOWN, fit, format_bytes, format_seconds, terminal_width, unknown, visible
+from .text import (
+    NO_MATH,
+    UNKNOWN,
+    fit,
+    format_bytes,
+    format_seconds,
+    terminal_width,
+    unknown,
+    visible,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -231,7 +240,8 @@ def frame_html(df: pd.DataFrame, *, max_rows: int = 20, max_chars: int = 300) ->
         f'<div style="opacity:.7;font-size:85%">{html.escape(view.note)}</div>' if view.note else ""
     )
     return (
-        f'<div><div style="opacity:.8;font-size:90%">{html.escape(view.caption)}</div>'
+        f'<div class="{NO_MATH}"><div style="opacity:.8;font-size:90%">'
+        f"{html.escape(view.caption)}</div>"
         f'<table style="border-collapse:collapse"><thead>'
         f"{line('th', view.names)}</thead>"
         f"<tbody>{''.join(rows)}</tbody></table>{note}</div>"

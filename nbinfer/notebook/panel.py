@@ -28,7 +28,7 @@ from .panels.prompt import Prompt
 from .panels.refresher import refresher
 from .panels.results import Results
 from .switcher import switcher
-from .text import visible
+from .text import NO_MATH, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -228,7 +228,7 @@ class Panel(ipywidgets.VBox):  # type: ignore[misc]
             engines = parts.failed("\n".join(brief_traceback(error)))
         shown = [engines, self.prompt.snapshot()]
         shown += [p.snapshot() for p in self._made.values() if hasattr(p, "snapshot")]
-        return "".join([*shown, self.rows.snapshot()])
+        return f'<div class="{NO_MATH}">{"".join([*shown, self.rows.snapshot()])}</div>'
 
     def __repr__(self) -> str:
         text = as_text_or_error()

@@ -8,6 +8,7 @@ import unicodedata
 from typing import Any
 
 __all__ = [
+    "NO_MATH",
     "UNKNOWN",
     "fit",
     "format_bytes",
@@ -18,6 +19,9 @@ __all__ = [
 ]
 
 UNKNOWN = "–"
+# Front ends typeset $…$ in a cell's HTML as mathematics, and obey what stands in it; an element
+# of these classes, which pandas has too, they leave alone.
+NO_MATH = "tex2jax_ignore mathjax_ignore"
 
 # Everything but tab and newline below space, DEL, C1, and what turns the reading direction.
 _HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -73,7 +73,7 @@ class Tags(html.parser.HTMLParser):
 
 
 SAFE_TAGS = {"div", "table", "thead", "tbody", "tr", "td", "th"}
-SAFE_ATTRIBUTES = {"style", "colspan"}
+SAFE_ATTRIBUTES = {"class", "style", "colspan"}
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -257,8 +257,8 @@ ALLOWED = {
 
 
 HARMLESS = {
-    *("style", "role", "title", "aria-hidden", "aria-label", "tabindex", "scope", "colspan"),
-    *("d", "x", "y", "viewbox", "width", "height", "fill", "stroke"),
+    *("class", "style", "role", "title", "aria-hidden", "aria-label", "tabindex", "scope"),
+    *("colspan", "d", "x", "y", "viewbox", "width", "height", "fill", "stroke"),
 }
 
 
