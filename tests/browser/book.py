@@ -129,8 +129,8 @@ class Panel:
 
     def row(self, engine: str) -> Any:
         """What the Engines tab says of an engine: the line of its buttons."""
-        load = self.page.get_by_title(f"%engine load {engine} ")
-        return self.tab("Engines").locator(".widget-hbox", has=load).first
+        use = self.page.get_by_title(f"%engine use {engine} ")
+        return self.tab("Engines").locator(".widget-hbox", has=use).first
 
 
 class Book:
