@@ -18,7 +18,20 @@ from .cells import Asked, compare_cell, separated
 from .form import Form
 from .jobs import Jobs
 from .live import speed
-from .parts import EDGE, TEXT, WIDE, Shown, block, cut, failed, quiet, system_message, table, titled
+from .parts import (
+    EDGE,
+    SCROLLS,
+    TEXT,
+    WIDE,
+    Shown,
+    block,
+    cut,
+    failed,
+    quiet,
+    system_message,
+    table,
+    titled,
+)
 from .picker import Picker
 from .plots import Watch
 from .work import Work
@@ -150,7 +163,7 @@ def side_by_side(frame: pd.DataFrame) -> str:
     more = len(groups) - MOST_PROMPTS
     note = quiet(f"… {more:,} more prompts; panel.compare.frame has all …") if more > 0 else ""
     return (
-        f'<div style="overflow-x:auto"><table style="{TEXT};border-collapse:collapse;'
+        f'<div style="{SCROLLS}"><table style="{TEXT};border-collapse:collapse;'
         'table-layout:fixed;min-width:100%">'
         f"<thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>{note}"
     )

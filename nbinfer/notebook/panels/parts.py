@@ -14,6 +14,7 @@ __all__ = [
     "CODE",
     "EDGE",
     "MOST_CHARS",
+    "SCROLLS",
     "TEXT",
     "WIDE",
     "Shown",
@@ -32,6 +33,8 @@ __all__ = [
 TEXT = "color:var(--jp-widgets-label-color,currentColor);line-height:1.5;overflow-wrap:anywhere"
 EDGE = "border-top:1px solid color-mix(in srgb,currentColor 25%,transparent)"
 CODE = "font-family:var(--jp-code-font-family,monospace);font-size:90%;user-select:all"
+# As wide as what is around it, however wide what is in it.
+SCROLLS = "overflow-x:auto;width:0;min-width:100%"
 WIDE = {"width": "auto", "min_width": "0"}
 # Of one text; all of it is in the DataFrame.
 MOST_CHARS = 20_000
@@ -67,7 +70,7 @@ def block(text: str, style: str = "", **attributes: str) -> str:
 
 def table(drawn: str) -> str:
     """A table's HTML with a panel's line height, scrolled where it is wider than the panel."""
-    return f'<div style="{TEXT};overflow-x:auto">{drawn}</div>'
+    return f'<div style="{TEXT};{SCROLLS}">{drawn}</div>'
 
 
 def quiet(text: str) -> str:
