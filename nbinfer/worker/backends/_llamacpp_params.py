@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
-# llama.cpp's threads meet at a barrier many times for each token, and spin there. When
-# anything else wants the cores they spin away whole time slices: eight rows on two cores took
-# over a minute beside two busy processes, and a few seconds with a bounded spin. Too short a
-# spin costs a tenth of the speed on idle cores (1,000 did); this bound keeps most of both. The
-# OpenMP runtime reads it when the library is loaded.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "200000")
+from nbinfer.worker.backends import _spin  # noqa: F401
 
+# isort: split
 import xllamacpp
 
 if sys.byteorder != "little":
