@@ -337,7 +337,7 @@ def test_jobs_one_after_another_and_what_waits_can_be_dropped():
 # --------------------------------------------------------------------------- live
 
 
-def test_at_most_twenty_updates_a_second(shell):
+def test_at_most_ten_updates_a_second(shell):
     panel = nbinfer.panel()
     text, status = panel.prompt._live, panel.prompt.told
     report = live.Answer(text, status)

@@ -38,8 +38,9 @@ SCROLLS = "overflow-x:auto;width:0;min-width:100%"
 WIDE = {"width": "auto", "min_width": "0"}
 # Of one text; all of it is in the DataFrame.
 MOST_CHARS = 20_000
-# Between two updates of one widget, however fast an engine is: 20 a second at most.
-UPDATE_S = 0.05
+# Between two updates of one widget, however fast an engine is: 10 a second at most. A browser on the
+# same cores draws each, and takes the time from the engine: half as much as at 20 a second.
+UPDATE_S = 0.1
 
 
 def close(part: Any) -> None:
@@ -124,7 +125,7 @@ def titled(title: str, *parts: Any) -> Any:
 
 
 class Shown:
-    """A value of a widget that changes fast: set 20 times a second at most.
+    """A value of a widget that changes fast: set 10 times a second at most.
 
     Whoever writes calls ``now()`` at the end, so that the last value is never left out.
     """
