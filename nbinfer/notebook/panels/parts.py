@@ -38,8 +38,8 @@ SCROLLS = "overflow-x:auto;width:0;min-width:100%"
 WIDE = {"width": "auto", "min_width": "0"}
 # Of one text; all of it is in the DataFrame.
 MOST_CHARS = 20_000
-# Between two updates of one widget, however fast an engine is: 10 a second at most. A browser on the
-# same cores draws each, and takes the time from the engine: half as much as at 20 a second.
+# Between two updates of one widget, however fast an engine is: 10 a second at most. A browser on
+# the same cores draws each, and takes that time from the engine: half as much as at 20 a second.
 UPDATE_S = 0.1
 
 
