@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import packages, settings
+from . import packages, settings, wholefile
 from .checks import shown
 from .errors import DownloadError, ModelNotFound
 from .packages import Progress
@@ -109,12 +109,7 @@ def _is_right(path: Path, model: EmbeddedModel) -> bool:
     if _sha256(path) != model.sha256:
         return False
     with contextlib.suppress(OSError):  # a read-only home is hashed anew each time
-        part = sidecar.with_name(f".{sidecar.name}.{os.getpid()}")
-        try:
-            part.write_text(json.dumps(fact), encoding="utf-8")
-            part.replace(sidecar)
-        finally:
-            part.unlink(missing_ok=True)
+        wholefile.write(sidecar, json.dumps(fact))
     return True
 
 

@@ -7,6 +7,8 @@ import os
 import re
 from pathlib import Path
 
+from . import wholefile
+
 __all__ = ["COMMIT", "cache_folder", "cached_repositories", "remember", "snapshot", "storage"]
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -53,6 +55,4 @@ def remember(repo: str, revision: str | None, commit: str) -> None:
         if COMMIT.fullmatch(revision) or (ref.is_file() and ref.read_bytes() == commit.encode()):
             return
         ref.parent.mkdir(parents=True, exist_ok=True)
-        part = ref.with_name(f".{ref.name}.{os.getpid()}")
-        part.write_text(commit, encoding="utf-8")
-        part.replace(ref)
+        wholefile.write(ref, commit)

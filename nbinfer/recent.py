@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 from pathlib import Path
 
-from . import settings
+from . import settings, wholefile
 
 __all__ = ["models", "remember"]
 
@@ -35,9 +34,4 @@ def remember(engine: str, model: str) -> None:
         now = [(engine, model), *(one for one in before if one != (engine, model))][:MOST]
         if now == before:
             return
-        file = _file()
-        part = file.with_name(f".{file.name}.{os.getpid()}")
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            json.dump(now, stream)
-        part.replace(file)
+        wholefile.write(_file(), json.dumps(now), mode=0o600)

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from . import measure, settings
+from . import measure, settings, wholefile
 from .checks import Secret
 from .errors import ConfigurationError
 
@@ -115,11 +115,7 @@ def record(server: Server) -> None:
     """Write a server's record, for other notebooks to find it."""
     folder = _folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    part = folder / f".{server.pid}.part"
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        json.dump(vars(server), stream)
-    part.replace(_file(server))
+    wholefile.write(_file(server), json.dumps(vars(server)), mode=0o600)
 
 
 def servers() -> list[Server]:

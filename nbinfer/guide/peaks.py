@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from .. import packages, settings
+from .. import packages, settings, wholefile
 
 __all__ = ["measured", "remember"]
 
@@ -34,10 +33,8 @@ def remember(facts: Mapping[str, Any]) -> None:
             kept = _read()
             kept.pop(key, None)
             kept[key] = peak
-            part = path.with_name(f".peaks.{os.getpid()}")
             last = dict(list(kept.items())[-_MOST:])
-            part.write_text(json.dumps(last, indent=0), encoding="utf-8")
-            part.replace(path)
+            wholefile.write(path, json.dumps(last, indent=0))
 
 
 def measured(engine: str, model: str, precision: str) -> int | None:

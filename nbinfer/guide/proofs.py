@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import environments, packages, settings
+from .. import environments, packages, settings, wholefile
 from ..engines import registry
 from ..env_table import libraries
 from ..recipes import RECIPES, recipe
@@ -86,9 +86,7 @@ def keep(engine: str, feature: str, state: str, detail: str, seconds: float) -> 
     with packages.locked(path.with_name(f".{path.name}.lock"), "waiting", lambda _: None):
         known = _all()
         known.setdefault(engine, {})[feature] = asdict(proof)
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(json.dumps(known, indent=1, ensure_ascii=False), encoding="utf-8")
-        part.replace(path)
+        wholefile.write(path, json.dumps(known, indent=1, ensure_ascii=False))
     return proof
 
 
