@@ -101,6 +101,13 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
     return by_folded[found[0]] if found else None
 
 
+def choices_hint(name: str, choices: Iterable[str]) -> str:
+    """What to do about a name that is none of the choices: the nearest, and all of them."""
+    near = nearest(name, choices := list(choices))
+    guess = f"did you mean {near!r}? " if near else ""
+    return f"{guess}There are: {', '.join(choices)}"
+
+
 def unknown_name(what: str, name: str, choices: Iterable[str]) -> ConfigurationError:
     """The error for a name that is none of the choices, with the nearest as its hint."""
     names = sorted(choices)

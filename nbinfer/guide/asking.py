@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..checks import nearest, shown
+from ..checks import choices_hint, shown
 from ..errors import ConfigurationError, ModelNotFound, UnsupportedParameter
 from . import quantization
 from .sources import Described
@@ -96,10 +96,8 @@ def engines(asked: Sequence[str] | str | None) -> list[str]:
                 hint=hint,
             )
         if name not in ENGINES:
-            near = nearest(str(name), ENGINES)
-            guess = f"did you mean {near!r}? " if near else ""
             raise ConfigurationError(
-                f"no engine is called {shown(name)}", hint=f"{guess}There are: {', '.join(ENGINES)}"
+                f"no engine is called {shown(name)}", hint=choices_hint(str(name), ENGINES)
             )
     return list(dict.fromkeys(listed(asked)))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..checks import nearest, shown
+from ..checks import choices_hint, shown
 from ..errors import ConfigurationError
 from . import proofs, reasons
 
@@ -163,11 +163,8 @@ def _chosen(what: str, asked: Sequence[str] | None, known: Iterable[str]) -> lis
         raise ConfigurationError(f"no {what} is named", hint=f"there are: {', '.join(known)}")
     for name in asked:
         if name not in known:
-            near = nearest(name, known)
-            guess = f"did you mean {near!r}? " if near else ""
             raise ConfigurationError(
-                f"no {what} of the table is called {shown(name)}",
-                hint=f"{guess}There are: {', '.join(known)}",
+                f"no {what} of the table is called {shown(name)}", hint=choices_hint(name, known)
             )
     return list(dict.fromkeys(asked))
 

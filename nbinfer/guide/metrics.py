@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..checks import nearest, number, shown
+from ..checks import choices_hint, number, shown
 from ..errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -101,10 +101,8 @@ def check_slo(given: Mapping[str, Any] | None) -> dict[str, float]:
     bounds = {}
     for name, value in (given or {}).items():
         if name not in SLO:
-            near = nearest(str(name), SLO)
-            guess = f"did you mean {near!r}? " if near else ""
             raise ConfigurationError(
-                f"an SLO has no {shown(name)}", hint=f"{guess}There are: {', '.join(SLO)}"
+                f"an SLO has no {shown(name)}", hint=choices_hint(str(name), SLO)
             )
         bounds[name] = float(number(0, above=True)(f"slo[{name!r}]", value))
     return bounds

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import gpu as gpus
 from .. import settings
-from ..checks import nearest
+from ..checks import choices_hint
 from ..errors import ConfigurationError, ModelNotFound
 from . import flowchart, proofs
 from .asking import loadable, tokens, whole
@@ -168,11 +168,8 @@ def _candidates(walked: Sequence[tuple[str, list[str]]]) -> list[_Candidate]:
 def _judge_features(candidate: _Candidate, wanted: Sequence[str], *, has_gpu: bool) -> None:
     for feature in wanted:
         if feature not in FEATURES:
-            near = nearest(str(feature), FEATURES)
-            guess = f"did you mean {near!r}? " if near else ""
             raise ConfigurationError(
-                f"no feature is called {feature!r:.80}",
-                hint=f"{guess}There are: {', '.join(FEATURES)}",
+                f"no feature is called {feature!r:.80}", hint=choices_hint(str(feature), FEATURES)
             )
         (cell,) = feature_cells(feature, [candidate.engine])
         title = FEATURES[feature]
