@@ -50,6 +50,19 @@ def batches() -> list[list[str]]:
     return [texts[place : place + AT_A_TIME] for place in range(0, len(texts), AT_A_TIME)]
 
 
+def ask_all(book: Book, place: int, before: str = "") -> None:
+    """Each text of a batch is a prompt in a conversation of its own."""
+    book.run(
+        "panel.prompt.new.click()\n"
+        f"for text in texts[{place * AT_A_TIME}:{(place + 1) * AT_A_TIME}]:\n"
+        "    panel.prompt.turns = ()\n"
+        f"    panel.prompt.text.value = {before!r} + text\n"
+        "    panel.prompt.go.click()\n"
+        "    assert panel.wait(60)\n"
+        "print(len(panel.df))"
+    )
+
+
 def test_the_wires_are_tripped_where_a_text_is_obeyed(open_page: Any):
     """Every text that needs no click, taken as HTML, is noticed: so the other tests can fail."""
     page, wires = open_page()
@@ -75,15 +88,7 @@ def _soon(page: Any, wires: Wires) -> bool:
 def test_in_the_conversation(book: Book, panel: Panel):
     tab = panel.tab("Prompt")
     for place, batch in enumerate(batches()):
-        book.run(
-            "panel.prompt.new.click()\n"
-            f"for text in texts[{place * AT_A_TIME}:{(place + 1) * AT_A_TIME}]:\n"
-            "    panel.prompt.turns = ()\n"
-            "    panel.prompt.text.value = text\n"
-            "    panel.prompt.go.click()\n"
-            "    assert panel.wait(60)\n"
-            "print(len(panel.df))"
-        )
+        ask_all(book, place)
         expect(panel.log.locator("> div")).to_have_count(2 * len(batch))
         all_shown(panel.log, [*batch, *map(answered, batch)])
         book.shown_as_text()
@@ -94,14 +99,7 @@ def test_in_the_conversation(book: Book, panel: Panel):
 def test_in_errors(book: Book, panel: Panel):
     panel.tab("Prompt")
     for place, batch in enumerate(batches()):
-        book.run(
-            "panel.prompt.new.click()\n"
-            f"for text in texts[{place * AT_A_TIME}:{(place + 1) * AT_A_TIME}]:\n"
-            "    panel.prompt.text.value = '!fail ' + text\n"
-            "    panel.prompt.go.click()\n"
-            "    assert panel.wait(60)\n"
-            "print(len(panel.df))"
-        )
+        ask_all(book, place, "!fail ")
         expect(panel.log.get_by_role("alert")).to_have_count(len(batch))
         all_shown(panel.log.get_by_role("alert"), list(map(answered, batch)))
         book.shown_as_text()

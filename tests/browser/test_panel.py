@@ -59,6 +59,17 @@ def begin(panel: Panel, engine: str) -> Any:
     return prompt
 
 
+def name_three_colours(panel: Panel, tokens: int) -> None:
+    """A short answer of llama.cpp in a new conversation."""
+    panel.use("llamacpp")
+    panel.tab("Prompt")
+    panel.button("New chat").click()
+    panel.fill("Most tokens", str(tokens))
+    panel.fill("Others", "")
+    panel.ask("Name three colours.")
+    expect(panel.log).to_contain_text(f"{tokens} tokens")
+
+
 def stop(panel: Panel) -> None:
     """Stop what is under way: it was, and is no more."""
     button = panel.button("Stop")
@@ -120,13 +131,7 @@ def test_wrong_values_are_said_at_the_field(book: Book, panel: Panel):
 
 
 def test_the_cell_that_does_the_same_does_the_same(book: Book, panel: Panel):
-    panel.use("llamacpp")
-    panel.tab("Prompt")
-    panel.button("New chat").click()
-    panel.fill("Most tokens", "12")
-    panel.fill("Others", "")
-    panel.ask("Name three colours.")
-    expect(panel.log).to_contain_text("12 tokens")
+    name_three_colours(panel, 12)
     cell = panel.root.locator("textarea[title^='The same as a cell']:visible").input_value()
     assert cell.startswith("%%infer -e llamacpp ")
     book.run(cell)
@@ -232,14 +237,7 @@ SHOWS = {
 @pytest.fixture(scope="module")
 def talked(book: Book) -> None:
     """A short answer to show, and a page high enough for every tab."""
-    panel = book.panel()
-    panel.use("llamacpp")
-    panel.tab("Prompt")
-    panel.button("New chat").click()
-    panel.fill("Most tokens", "24")
-    panel.fill("Others", "")
-    panel.ask("Name three colours.")
-    expect(panel.log).to_contain_text("24 tokens")
+    name_three_colours(book.panel(), 24)
     book.page.set_viewport_size({"width": 1000, "height": 2600})
 
 

@@ -17,6 +17,7 @@ import pytest
 from ..kernel import Kernel, Reply
 
 QUEUED = "queued_cell_ran = True"
+STORY = "%%infer --max-new-tokens 1500\nTell me a very long story about an old ship."
 
 
 def free_limit() -> float:
@@ -224,8 +225,7 @@ def test_with_a_full_queue(kernel):
 
 
 def test_while_one_answer_streams(kernel):
-    code = "%%infer --max-new-tokens 1500\nTell me a very long story about an old ship."
-    found = stop(kernel, code, 0.5, shown=40)
+    found = stop(kernel, STORY, 0.5, shown=40)
     assert found.reply.status == "error"
     assert found.free_s < free_limit()
     (row,) = kernel.rows("nbinfer.last()")
@@ -255,9 +255,7 @@ def test_while_it_waits_for_another_engine(kernel):
 
 def test_the_stop_button_twice(kernel):
     pid = pid_of_engine(kernel)
-    cell_ = kernel.send(
-        "%%infer --max-new-tokens 1500\nTell me a very long story about an old ship."
-    )
+    cell_ = kernel.send(STORY)
     kernel.began(cell_)
     kernel.printed(cell_, 40)
     pressed = kernel.interrupt()
