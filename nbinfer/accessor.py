@@ -35,7 +35,6 @@ __all__ = [
 
 _TOKENS = ("prompt_tokens", "output_tokens")
 _MEMORY = ("model_memory_bytes", "peak_memory_bytes")
-_PARTS = ("weights_bytes", "kv_cache_bytes", "activations_bytes", "overhead_bytes")
 _FACTS = ("wall_s", "output_tokens_per_s", "requests_per_s", "load_s")
 _NTH = "(nth)"
 _QUANTILES = {
@@ -238,9 +237,9 @@ class InferAccessor:
 
             return draw(self._df)
         if "room_bytes" in facts:
-            from .guide.memory_plot import draw as bars
+            from .guide import memory_plot
 
-            return bars(_checked(self._df, "engine", "precision", "device", *_PARTS))
+            return memory_plot.draw(_checked(self._df, *memory_plot.NEEDED))
         return plot(self._df)
 
     def requests(self) -> pd.DataFrame:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["draw"]
+__all__ = ["NEEDED", "draw"]
 
 MOST_ROWS = 60
 FAR = 3
@@ -20,6 +20,7 @@ PARTS = (
     ("activations", "#7fb77e"),
     ("overhead", "#c9c9c9"),
 )
+NEEDED = ("engine", "precision", "device", *(f"{name}_bytes" for name, _ in PARTS))
 
 
 def draw(df: pd.DataFrame) -> Figure:

@@ -60,10 +60,11 @@ def _every(typed: str) -> Iterator[Found]:
     yield from (Found("embedded", name) for name in EMBEDDED)
     for server in server_records.servers():
         yield Found("server", server.model, server.client, server.url)
-    last = [(engine, model) for engine, model in recent.models() if engine in registry.names()]
     for resident in reversed(pool.residents()):
         yield Found("recent", resident.plan.model, resident.plan.engine)
-    yield from (Found("recent", model, engine) for engine, model in last)
+    for engine, model in recent.models():
+        if engine in registry.names():
+            yield Found("recent", model, engine)
     with contextlib.suppress(NbinferError):  # broken settings are told elsewhere
         yield from (Found("alias", name) for name in sorted(settings.aliases()))
     yield from (Found("here", path) for path in model_paths(typed))
