@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
-from nbinfer.worker.backends import _spin  # noqa: F401
+# llama.cpp's threads meet at a barrier many times for each token, and spin there. When
+# anything else wants the cores they spin away whole time slices: eight rows on two cores took
+# over a minute beside two busy processes, and a few seconds with a bounded spin. This bound keeps
+# the library's own times on idle cores. One of 2,000 is better beside a busy process (25 tokens
+# a second where this one may be stuck), but doubles TTFT after a rest (30 to 60 ms), and 30,000,
+# which does not, is as stuck. The OpenMP runtime reads it when the library is loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "200000")
 
-# isort: split
 import xllamacpp
 
 if sys.byteorder != "little":

@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import json
 
-from nbinfer.worker.backends import _spin  # noqa: F401
-
-# isort: split
 import llama_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
