@@ -1,6 +1,6 @@
 """What ``%memory`` estimates against what engines really take, for two models.
 
-    python benchmarks/memory.py [-e llamacpp,native,vllm] [-m MODEL ...] [--quick]
+    python benchmarks/memory.py [-e llamacpp native vllm] [-m MODEL ...] [--quick]
 
 Each engine is loaded anew for each context and batch, filled, and its peak read. Beside the peak
 stands the *difference* to the smallest context and batch of the same engine and model, which no
@@ -31,6 +31,7 @@ from nbinfer.guide.costs import Job
 from nbinfer.guide.estimates import Estimate, estimate
 from nbinfer.guide.sources import describe
 
+ENGINES = ("llamacpp", "native", "vllm")
 CONTEXTS = (256, 512, 1024, 2048)
 BATCHES = (1, 2, 4)
 NEW = 6
@@ -98,14 +99,14 @@ def rows(name: str, model: str, found: list[Measured]) -> Iterator[tuple[object,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-e", "--engine", default="llamacpp,native,vllm")
+    parser.add_argument("-e", "--engine", nargs="+", choices=ENGINES, default=ENGINES)
     parser.add_argument("-m", "--model", action="append")
     parser.add_argument("--quick", action="store_true", help="the corners alone")
     options = parser.parse_args()
     contexts, batches = (CONTEXTS[::3], BATCHES[::2]) if options.quick else (CONTEXTS, BATCHES)
     lines: list[tuple[object, ...]] = []
     for model in options.model or ["smollm2-135m"]:
-        for name in options.engine.split(","):
+        for name in options.engine:
             found = [measure(name, model, c, b) for c in contexts for b in batches]
             lines += rows(name, model, found)
     head = ("engine", "model", "context", "batch", "estimated MB", "peak MB", "off")

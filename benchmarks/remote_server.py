@@ -46,7 +46,6 @@ def with_openai(url: str, prompts: list[str], at_once: int, tokens: int) -> floa
     import openai
 
     async def work() -> int:
-        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x")
         places = asyncio.Semaphore(at_once)
 
         async def one(prompt: str) -> int:
@@ -65,14 +64,14 @@ def with_openai(url: str, prompts: list[str], at_once: int, tokens: int) -> floa
                     made = chunk.usage.completion_tokens if chunk.usage else made
                 return made
 
-        return sum(await asyncio.gather(*map(one, prompts)))
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x") as client:
+            return sum(await asyncio.gather(*map(one, prompts)))
 
     began = time.monotonic()
     made = asyncio.run(work())
     return made / (time.monotonic() - began)
 
 
-@functools.cache
 @functools.cache
 def bench_packages(python: str) -> str:
     """A folder with what vLLM's benchmark reads prompts with, beside its own environment."""
@@ -206,9 +205,12 @@ def main() -> None:
         }
         clients["nbinfer"]()  # warm
         found: dict[str, list[float]] = {name: [] for name in clients}
-        for _ in range(options.rounds):
-            for name, client in clients.items():
-                found[name].append(client())
+        for number in range(options.rounds):
+            # Each client is first, second and last as often, so that no place is an advantage.
+            turn = number % len(clients)
+            names = list(clients)
+            for name in names[turn:] + names[:turn]:
+                found[name].append(clients[name]())
         rows = [[name, *(f"{v:.1f}" for v in values)] for name, values in found.items()]
         print(table(rows, ["client", *(f"tok/s, round {i + 1}" for i in range(options.rounds))]))
         for other in ("openai", "vllm bench serve"):

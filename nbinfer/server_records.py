@@ -21,6 +21,7 @@ import psutil
 
 from . import measure, settings, wholefile
 from .checks import Secret
+from .engines import registry
 from .errors import ConfigurationError
 
 __all__ = ["Server", "find", "record", "servers", "stop"]
@@ -77,8 +78,7 @@ class Server:
     @property
     def client(self) -> str:
         """The name of the engine that asks it."""
-        names = {"vllm": "remote-vllm", "llamacpp": "openai-compatible"}
-        return names.get(self.engine, self.engine)
+        return next(s.name for s in registry.specs() if s.asks == self.engine)
 
     def memory(self) -> dict[str, int | None]:
         """``memory_bytes``: of its whole process tree, GPUs included; ``None`` where unknown."""

@@ -44,7 +44,6 @@ class OpenAICompatibleInferenceEngine(RemoteEngine):
     """
 
     name = "openai-compatible"
-    own_server = "llamacpp"
 
     def wire(self) -> OpenAIWire:
         return OpenAIWire(self.remote_params.extra_body)

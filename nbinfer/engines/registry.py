@@ -70,6 +70,8 @@ class EngineSpec:
         The distribution that must be installed, ``""`` for none.
     hidden : bool
         Whether it is left out of lists and completion (``echo`` is for tests).
+    asks : str
+        The name by which ``nbinfer.serve`` starts a server that it asks, ``""`` for none.
     """
 
     name: str
@@ -77,6 +79,7 @@ class EngineSpec:
     summary: str
     library: str = ""
     hidden: bool = False
+    asks: str = ""
     capabilities: Capabilities = field(default_factory=Capabilities)
 
 
@@ -205,6 +208,7 @@ _SPECS = {
             "remote-vllm",
             "remote_vllm:RemoteVLLMInferenceEngine",
             "a vLLM server: one model for many clients",
+            asks="vllm",
             capabilities=Capabilities(
                 generation=FULL | {"adapter", "prompt_logprobs", "priority"},
                 model=frozenset({"adapter_model", "adapters", "chat_template_kwargs"}),
@@ -217,6 +221,7 @@ _SPECS = {
             "sglang",
             "sglang:SGLangInferenceEngine",
             "an SGLang server: RadixAttention and structured outputs",
+            asks="sglang",
             capabilities=Capabilities(
                 generation=FULL | {"adapter", "prompt_logprobs", "priority"},
                 model=frozenset({"adapter_model", "adapters"}),
@@ -255,6 +260,7 @@ _SPECS = {
             "openai-compatible",
             "openai:OpenAICompatibleInferenceEngine",
             "any server that speaks OpenAI's API: llama.cpp's, Ollama, a gateway",
+            asks="llamacpp",
             capabilities=Capabilities(
                 generation=COMMON
                 | SAMPLING

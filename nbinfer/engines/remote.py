@@ -49,15 +49,12 @@ class RemoteEngine(InferenceEngine):
         The environment variables that hold an address and a key, as its own clients read them.
     library : str or None
         Whose server it must be, where the engine speaks that server's own words.
-    own_server : str
-        The name by which ``nbinfer.serve`` starts such a server.
     """
 
     default_url: ClassVar[str] = ""
     url_variable: ClassVar[str] = ""
     key_variable: ClassVar[str] = ""
     library: ClassVar[str | None] = None
-    own_server: ClassVar[str] = ""
 
     remote_params: RemoteParams
     _told: frozenset[str] = frozenset()
@@ -108,7 +105,7 @@ class RemoteEngine(InferenceEngine):
 
     def _own_url(self) -> str | None:
         """The newest server of this kind that was started from a notebook here."""
-        found = [s for s in server_records.servers() if s.engine == self.own_server]
+        found = [s for s in server_records.servers() if s.client == self.name]
         model = self.served_name
         return next((s.url for s in reversed(found) if s.model == model), None) or next(
             (s.url for s in reversed(found)), None

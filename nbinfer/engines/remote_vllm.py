@@ -119,7 +119,6 @@ class RemoteVLLMInferenceEngine(AdapterServer):
     default_url = "http://localhost:8000"
     library = "vllm"
     most: ClassVar[Mapping[str, float]] = {"temperature": 2.0}
-    own_server = "vllm"
 
     def wire(self) -> VLLMWire:
         return VLLMWire(self.remote_params.extra_body, self.model_params.chat_template_kwargs)

@@ -174,7 +174,6 @@ class SGLangInferenceEngine(AdapterServer):
     default_url = "http://localhost:30000"
     library = "sglang"
     most: ClassVar[Mapping[str, float]] = {"repetition_penalty": 2.0}
-    own_server = "sglang"
 
     def wire(self) -> SGLangWire:
         return SGLangWire(self.remote_params.extra_body)

@@ -19,7 +19,6 @@ from .showing import TOKENS, row
 
 __all__ = ["Bench"]
 
-SERVERS = {"remote-vllm": "vllm", "sglang": "sglang"}
 CONTEXT = 2048
 
 # How each engine loads what a probe wants, beyond the embedded model as it is. A server is
@@ -90,7 +89,7 @@ class Bench:
     @property
     def is_server(self) -> bool:
         """Whether this engine is a server that has to be started."""
-        return self.engine_name in SERVERS
+        return bool(registry.spec(self.engine_name).asks)
 
     def engine(self, setup: str = "", **params: Any) -> InferenceEngine:
         """An engine, loaded as a setup wants it.
@@ -171,5 +170,7 @@ class Bench:
         if self._server is not None and self._server[0] == setup and self._server[1].alive:
             return
         self.rest()
-        name = SERVERS[self.engine_name]
-        self._server = (setup, serve(name, ModelParams(**params), progress=False))
+        started = serve(
+            registry.spec(self.engine_name).asks, ModelParams(**params), progress=False
+        )
+        self._server = (setup, started)

@@ -34,7 +34,7 @@ class Results(ipywidgets.VBox):  # type: ignore[misc]
         self._table = ipywidgets.HTML(quiet("No rows yet: they are in panel.df, too."))
         self._place = ipywidgets.HTML()
         self.back = button("Back", "the page before", lambda _: self.turn(-1), disabled=True)
-        self.on = button("On", "the next page", lambda _: self.turn(1), disabled=True)
+        self.on = button("Next", "the next page", lambda _: self.turn(1), disabled=True)
         buttons = ipywidgets.HBox([self.back, self.on, self._place])
         super().__init__([self._table, buttons])
 
