@@ -34,7 +34,7 @@ from nbinfer.guide.sources import describe
 ENGINES = ("llamacpp", "native", "vllm")
 CONTEXTS = (256, 512, 1024, 2048)
 BATCHES = (1, 2, 4)
-NEW = 6
+NEW = 2
 # One token each with the tokenizers of both models, and no two rows alike from the start.
 WORDS = ("red", "green", "blue", "black", "white", "small", "big", "old")
 
@@ -68,7 +68,7 @@ def measure(name: str, model: str, context: int, batch: int) -> Measured:
     found = describe(model)
     precision = found.precision if name == "llamacpp" or found.form != "gguf" else "fp32"
     made = estimate(found, name, precision or "fp32", Job(context, batch))
-    prompts = [f" {word}" * (context - 2 * NEW) for word in WORDS[:batch]]
+    prompts = [f" {word}" * (context - NEW - 1) for word in WORDS[:batch]]
     params = GenerationParams(max_new_tokens=NEW, raw=True)
     with engine(name, model, context, batch, made) as loaded:
         frame = loaded.infer(prompts, params, progress=False)

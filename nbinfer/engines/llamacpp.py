@@ -10,6 +10,7 @@ from typing import Any
 from .. import adapters, environments, gguf, models, projector, settings
 from ..config import GenerationParams, ModelParams, RemoteParams
 from ..recipes import ACCELERATED
+from ..repack import beside_file
 from .llamacpp_adapters import AdapterEngine, read_header
 from .llamacpp_options import BINDINGS, CACHE_TYPES, OPTIONS, check_options
 from .local import physical_cores
@@ -41,7 +42,9 @@ class LlamaCppInferenceEngine(AdapterEngine):
         default 16; rows that do not fit the cache together wait), ``kv_tokens`` (cells of the
         KV cache that all requests share), ``n_batch`` (256: small, so that a cancel is heard
         soon),
-        ``cache_type_k``/``cache_type_v``, ``flash_attn``, ``use_mmap``, ``use_mlock``,
+        ``cache_type_k``/``cache_type_v``, ``flash_attn``, ``use_mmap`` (default: unless more
+        than a quarter of the weights is copied at load, as on a CPU those of Q4_0 and Q4_K are:
+        mapped, they would be there twice), ``use_mlock``,
         ``main_gpu``, ``split_mode`` (``"none"``, ``"layer"``, ``"row"``, ``"tensor"``),
         ``tensor_split`` (each device's share), ``cache_ram_mib``, ``rope_freq_base``,
         ``rope_freq_scale``; with the other binding, ``Llama``'s own parameters.
@@ -135,6 +138,11 @@ class LlamaCppInferenceEngine(AdapterEngine):
         if self.binding == "xllamacpp":
             slots, kv_tokens = _capacity(options, n_ctx, per_token)
         size = model.size_bytes + kv_tokens * per_token + OVERHEAD_BYTES
+        if self._device(self._recipe()) == "cpu" and not options.get(
+            "use_mlock"
+        ):  # which locks what is mapped
+            options["use_mmap"], beside = _mapping(header, options.get("use_mmap"))
+            size += beside
         message = {
             "path": str(model.path),
             "options": options,
@@ -184,6 +192,14 @@ def _cache_bytes(header: dict[str, Any], options: Mapping[str, Any]) -> int:
     f16 = gguf.kv_bytes_per_token(header) or 131_072  # of an 8B model with GQA, where unknown
     width = sum(CACHE_TYPES[options.get(k, "f16")] for k in ("cache_type_k", "cache_type_v"))
     return int(f16 * width / 4)
+
+
+def _mapping(header: dict[str, Any], asked: bool | None) -> tuple[bool, int]:
+    """Whether the file is mapped, and the bytes of its weights that are held beside it."""
+    tensors = header.get("tensors", ())
+    return beside_file(
+        ((name, sizes, gguf.type_name(kind)) for name, sizes, kind, _ in tensors), asked
+    )
 
 
 def _capacity(options: Mapping[str, Any], n_ctx: int, per_token: int) -> tuple[int, int]:

@@ -170,7 +170,5 @@ class Bench:
         if self._server is not None and self._server[0] == setup and self._server[1].alive:
             return
         self.rest()
-        started = serve(
-            registry.spec(self.engine_name).asks, ModelParams(**params), progress=False
-        )
+        started = serve(registry.spec(self.engine_name).asks, ModelParams(**params), progress=False)
         self._server = (setup, started)

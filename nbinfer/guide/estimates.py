@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .. import gpu, settings, sizes
+from .. import gpu, repack, settings, sizes
 from . import quantization
 from .costs import Job, activations_bytes, overhead_bytes
 from .kvcache import kv_bytes
@@ -69,8 +69,20 @@ def estimate(
         _weights(found, engine, precision, job.parallel),
         cache,
         activations_bytes(found.shape, engine, job, width),
-        overhead_bytes(engine, found.shape, gpu=job.gpu),
+        overhead_bytes(engine, found.shape, gpu=job.gpu)
+        + _beside_file(found, engine, precision, job),
     )
+
+
+def _beside_file(found: Described, engine: str, precision: str, job: Job) -> int:
+    """What llama.cpp holds of the weights beside their file."""
+    if engine != "llamacpp" or job.gpu:
+        return 0
+    if found.form == "gguf" and precision == found.precision:
+        kinds = {tensor.name: tensor.stored for tensor in found.tensors}
+    else:
+        kinds = dict(quantization.gguf_type(found.shape, found.tensors, precision))
+    return repack.beside_file((t.name, t.sizes, kinds[t.name]) for t in found.tensors)[1]
 
 
 def _weights(found: Described, engine: str, precision: str, parallel: int) -> int:

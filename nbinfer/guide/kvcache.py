@@ -101,7 +101,8 @@ def _llamacpp_cells(shape: Shape, context: int, batch: int) -> tuple[int, int]:
     if not 0 < shape.windowed < shape.layers or shape.window is None:
         return full, full
     short = shape.window * batch + LLAMACPP_BATCH
-    copies = (1 + (context > LLAMACPP_BATCH)) * batch * min(shape.window, context)
+    ends = (context, max(0, context - LLAMACPP_BATCH))
+    copies = batch * sum(min(shape.window, end) for end in ends)
     return full, _padded(min(full, short), LLAMACPP_PAD) + copies
 
 

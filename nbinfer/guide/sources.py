@@ -174,8 +174,8 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 def _of_gguf(name: str, header: dict[str, Any], origin: str) -> Described:
     shape = from_gguf(header, name)
     found = tuple(
-        Tensor(label, _layer(label), sizes, _is_linear(label, sizes))
-        for label, sizes, _, _ in header["tensors"]
+        Tensor(label, _layer(label), sizes, _is_linear(label, sizes), gguf.type_name(kind))
+        for label, sizes, kind, _ in header["tensors"]
     )
     size = gguf.tensor_bytes(header)
     return Described(name, shape, found, "gguf", gguf.precision(header), size, 0, origin)

@@ -21,12 +21,14 @@ class Tensor:
     """One tensor: llama.cpp's name, its layer, and its sizes with the row's length first.
 
     ``linear`` tells the weights of a layer's linear maps: what 8-bit, 4-bit and fp8 quantize.
+    ``stored`` is its type in the GGUF file that was read.
     """
 
     name: str
     layer: int | None
     sizes: tuple[int, ...]
     linear: bool = False
+    stored: str | None = None
 
     @property
     def count(self) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from nbinfer import GenerationParams, LlamaCppInferenceEngine, ModelParams
+from nbinfer import GenerationParams, LlamaCppInferenceEngine, ModelParams, models
 from nbinfer.guide.costs import Job
 from nbinfer.guide.estimates import estimate
 from nbinfer.guide.sources import describe
+from nbinfer.worker.backends._material_q8_0 import write
 
 NEW = 6
 WORDS = ("red", "green", "blue", "black")  # a token each, and no two rows begin alike
@@ -21,13 +22,13 @@ def alone(_end):
     pool.unload_all()
 
 
-def both(context, batch):
+def both(context, batch, model="smollm2-135m"):
     """The estimate and the peak of an engine whose every row is full, in bytes."""
-    found = describe("smollm2-135m")
+    found = describe(model)
     made = estimate(found, "llamacpp", found.precision, Job(context, batch)).total
     options = {"n_ctx": context, "n_parallel": batch, "kv_tokens": context * batch}
     prompts = [f" {word}" * (context - 2 * NEW) for word in WORDS[:batch]]
-    with LlamaCppInferenceEngine(ModelParams(model_kwargs=options)) as engine:
+    with LlamaCppInferenceEngine(ModelParams(model, model_kwargs=options)) as engine:
         frame = engine.infer(prompts, GenerationParams(max_new_tokens=NEW, raw=True))
     assert frame["error"].isna().all()
     return made, int(frame["peak_memory_bytes"].iloc[0])
@@ -40,3 +41,12 @@ def test_an_estimate_is_what_llamacpp_takes():
         assert made == pytest.approx(peak, rel=0.1)
     # No constant can make the difference right.
     assert large[0] - small[0] == pytest.approx(large[1] - small[1], rel=0.1)
+
+
+@pytest.mark.usefixtures("alone")
+def test_weights_that_llamacpp_copies_at_load(tmp_path):
+    """On a CPU a matrix of Q4_0 is held in another order; where it is not, both sides lack it."""
+    path = tmp_path / "q4_0.gguf"
+    write(str(path), str(models.resolve("smollm2-135m", forms=("gguf",)).path), "Q4_0")
+    made, peak = both(256, 1, str(path))
+    assert made == pytest.approx(peak, rel=0.1)

@@ -10,26 +10,30 @@ import os
 
 import gguf
 
-KIND = gguf.GGMLQuantizationType.Q8_0
-
 
 def main(folder, source):
     """Write ``model.gguf`` into ``folder``; ``source["gguf"]`` is the embedded model."""
-    reader = gguf.GGUFReader(source["gguf"])
+    write(os.path.join(folder, "model.gguf"), source["gguf"], "Q8_0")
+
+
+def write(path, source, kind):
+    """Write the model of the file ``source`` with all its matrices in one type."""
+    stored = gguf.GGMLQuantizationType[kind]
+    reader = gguf.GGUFReader(source)
     architecture = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
-    writer = gguf.GGUFWriter(os.path.join(folder, "model.gguf"), architecture)
+    writer = gguf.GGUFWriter(path, architecture)
     for name, field in reader.fields.items():
         if name.startswith("GGUF.") or name == gguf.Keys.General.ARCHITECTURE:
             continue  # the writer's own
-        kind, inner = field.types[0], field.types[-1] if len(field.types) > 1 else None
+        outer, inner = field.types[0], field.types[-1] if len(field.types) > 1 else None
         if name == gguf.Keys.General.FILE_TYPE:
-            writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+            writer.add_file_type(gguf.LlamaFileType["MOSTLY_" + kind])
         else:
-            writer.add_key_value(name, field.contents(), kind, inner)
+            writer.add_key_value(name, field.contents(), outer, inner)
     for tensor in reader.tensors:
         values = gguf.dequantize(tensor.data, tensor.tensor_type).astype("float32")
         if len(tensor.shape) > 1:
-            writer.add_tensor(tensor.name, gguf.quantize(values, KIND), raw_dtype=KIND)
+            writer.add_tensor(tensor.name, gguf.quantize(values, stored), raw_dtype=stored)
         else:
             writer.add_tensor(tensor.name, values)
     writer.write_header_to_file()
