@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..engines import vllm
 from ..gpu import CONTEXT_BYTES
-from .kvcache import LLAMACPP_BATCH, VLLM_CPU_STEP, VLLM_STEP, kv_bytes
+from .kvcache import LLAMACPP_BATCH, NATIVE_CHUNK, VLLM_CPU_STEP, VLLM_STEP, kv_bytes
 from .shapes import Shape
 
 __all__ = ["Job", "activations_bytes", "overhead_bytes"]
 
-NATIVE_CHUNK = 512  # tokens of a row in one pass: worker/backends/native.py
 # Copies of a row's scores: float32, what the sampler makes of them, candidates to choose from.
 SCORES = {"native": 6, "vllm": 3, "llamacpp": 5}
 # Processes, libraries and heaps on a CPU: what ``benchmarks/memory.py`` finds of SmolLM2-135M
-# beside all else that is counted here; vLLM's is the round figure that its engine budgets with. On
-# a GPU it is the CUDA context, an allowance.
+# beside all else that is counted here. On a GPU it is the CUDA context, an allowance.
 OVERHEAD = {
     "llamacpp": 46_000_000,
-    "native": 383_000_000,
-    "vllm": vllm.OVERHEAD_BYTES,
+    "native": 337_000_000,
+    "vllm": 1_535_000_000,
 }
-# Of llama.cpp's vocabulary, for each token: its text and score (40 bytes), a node and a bucket of
-# the map from texts (72), its text as a piece (32), by llama-vocab.cpp's types on 64 bits.
-LLAMACPP_TOKEN = 144
+# For each token of the vocabulary. llama.cpp's: its text and score (40 bytes), a node and a bucket
+# of the map from texts (72), its text as a piece (32), by llama-vocab.cpp's types on 64 bits. What
+# reading a tokenizer leaves on the heap in Python: SmolLM2 against SmolLM2 cut to 2,000 tokens, with
+# vLLM in three processes.
+TOKEN = {"llamacpp": 144, "native": 925, "vllm": 8660}
+# What glibc's heap holds for tensors that live, holes included; of SmolLM2-135M.
+NATIVE_HOLES = 1.15
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,12 @@ def activations_bytes(shape: Shape, engine: str, job: Job, width: int) -> int:
     (inference keeps no graph: Korthikanti et al. 2022, arXiv:2205.05198, section 4 counts them
     for training). The scores of each row's last token are float32, in ``SCORES`` copies.
 
-    - ``native``: rows times a chunk of at most 512 tokens. Under the mask of a padded batch
-      Transformers repeats keys and values for each query head
+    - ``native``: rows times a chunk of at most 512 tokens, and the scores. Under the mask of a
+      padded batch Transformers repeats keys and values for each query head
       (``integrations/sdpa_attention.repeat_kv``), and appending to a layer's cache copies it
       (``cache_utils.DynamicLayer.update``). Beside the batch's cache each row's keys and values
-      are kept once more, for rows that begin alike, where no layer has a window.
+      are kept once more, for rows that begin alike, where no layer has a window. The heap's
+      holes come on top.
     - ``vllm``: one step's tokens, whatever the batch (``max_num_batched_tokens``).
     - ``llamacpp``: one batch of 256 tokens, in float32, and its mask over all cells.
     """
@@ -64,7 +66,7 @@ def activations_bytes(shape: Shape, engine: str, job: Job, width: int) -> int:
         attention = repeated + appended + rows * job.context
         body = max(_mlp(shape, rows), attention) + _projections(shape, rows)
         again = 0 if shape.windowed else kv_bytes(shape, engine, job.context, job.batch, 8 * width)
-        return max(body * width // job.parallel, scores) + again // job.parallel
+        return int(NATIVE_HOLES * (body * width + again) / job.parallel + NATIVE_HOLES * scores)
     if engine == "vllm":
         step = VLLM_STEP if job.gpu else VLLM_CPU_STEP
         rows = min(step, job.context * job.batch)
@@ -88,5 +90,4 @@ def _projections(shape: Shape, rows: int) -> int:
 
 def overhead_bytes(engine: str, shape: Shape, *, gpu: bool) -> int:
     """What an engine takes for itself: its processes on a CPU, a CUDA context on a GPU."""
-    own = CONTEXT_BYTES if gpu else OVERHEAD[engine]
-    return own + (LLAMACPP_TOKEN * shape.vocab if engine == "llamacpp" else 0)
+    return CONTEXT_BYTES if gpu else OVERHEAD[engine] + TOKEN[engine] * shape.vocab

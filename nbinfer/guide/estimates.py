@@ -70,12 +70,20 @@ def estimate(
         cache,
         activations_bytes(found.shape, engine, job, width),
         overhead_bytes(engine, found.shape, gpu=job.gpu)
-        + _beside_file(found, engine, precision, job),
+        + _held_twice(found, engine, precision, job),
     )
 
 
-def _beside_file(found: Described, engine: str, precision: str, job: Job) -> int:
-    """What llama.cpp holds of the weights beside their file."""
+def _held_twice(found: Described, engine: str, precision: str, job: Job) -> int:
+    """Bytes of weights that an engine holds beside those of the file, on a CPU.
+
+    llama.cpp's are those of :mod:`nbinfer.repack`. vLLM packs the output's matrix for oneDNN
+    (``model_executor/layers/utils.py``, ``dispatch_cpu_unquantized_gemm``), and keeps the original
+    where it is the input's too.
+    """
+    if engine == "vllm" and not job.gpu and found.shape.tied:
+        width = 4 if precision == "fp32" else 2
+        return found.shape.vocab * found.shape.hidden * width // job.parallel
     if engine != "llamacpp" or job.gpu:
         return 0
     if found.form == "gguf" and precision == found.precision:

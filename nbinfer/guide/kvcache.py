@@ -29,6 +29,7 @@ VLLM_BLOCK, VLLM_CPU_BLOCK, LLAMACPP_PAD = 16, 128, 256
 # Tokens of a step that nbinfer asks of vLLM on a CPU, and vLLM of itself on a GPU.
 VLLM_STEP, VLLM_CPU_STEP = 8192, 512
 LLAMACPP_BATCH = 256  # nbinfer's n_batch
+NATIVE_CHUNK = 512  # tokens of a row in one pass: worker/backends/native.py
 
 
 def kv_bits(name: str) -> float:
@@ -66,9 +67,11 @@ def kv_bytes(
     Transformers too caches the latents (5.24, ``modeling_deepseek_v3.py``). A
     layer with a sliding window keeps no more than its window:
 
-    - ``native``: ``window`` tokens (Transformers, ``cache_utils.DynamicSlidingWindowLayer``);
+    - ``native``: ``window - 1`` tokens and a chunk, of which those of the window are a view
+      (Transformers, ``cache_utils.DynamicSlidingWindowLayer``);
     - ``vllm``: ``window - 1`` and one step's tokens, in whole blocks and one more
-      (``v1/kv_cache_interface.SlidingWindowSpec``);
+      (``v1/kv_cache_interface.SlidingWindowSpec``); each layer has one block beside those of the
+      requests (``v1/core/block_pool.py``, the null block);
     - ``llamacpp``: ``window`` for each slot and one batch, padded to 256, where the layers
       alternate (``llama-kv-cache-iswa.cpp``), else every token. There each slot also keeps copies
       of its window, from which a prompt that begins alike goes on (``server-context.cpp``,
@@ -80,7 +83,8 @@ def kv_bytes(
     if engine == "llamacpp":
         full, short = _llamacpp_cells(shape, context, batch)
     elif engine == "native":
-        full, short = batch * context, batch * min(context, shape.window or context)
+        held = context if shape.window is None else shape.window - 1 + NATIVE_CHUNK
+        full, short = batch * context, batch * min(context, held)
     else:
         full, short = _vllm_cells(shape, context, batch, gpu=gpu)
     values = _values(shape, parallel)
@@ -108,11 +112,12 @@ def _llamacpp_cells(shape: Shape, context: int, batch: int) -> tuple[int, int]:
 
 def _vllm_cells(shape: Shape, context: int, batch: int, *, gpu: bool) -> tuple[int, int]:
     block, step = (VLLM_BLOCK, VLLM_STEP) if gpu else (VLLM_CPU_BLOCK, VLLM_CPU_STEP)
-    full = batch * _padded(context, block)
+    whole = _padded(context, block)
+    full = batch * whole + block
     if shape.window is None:
         return full, full
     short = _padded(min(shape.window - 1 + step, context), block) + block
-    return full, batch * min(short, _padded(context, block))
+    return full, batch * min(short, whole) + block
 
 
 def _padded(count: int, to: int) -> int:

@@ -154,13 +154,13 @@ def test_grouped_queries_share_keys_and_values():
 
 
 def test_deepseek_keeps_one_small_vector():
-    assert cache("DeepSeek-V3", "vllm", 1600, gpu=True) == 1600 * 2 * (512 + 64) * 61
+    assert cache("DeepSeek-V3", "vllm", 1600, gpu=True) == (1600 + 16) * 2 * (512 + 64) * 61
     assert cache("DeepSeek-V3", "native", 1000) == 1000 * 2 * (512 + 64) * 61
 
 
 def test_a_sliding_window_bounds_its_layers():
     token = 2 * 2 * 1 * 256  # of a layer
-    assert cache("gemma-3-270m", "native", 4096) == token * (3 * 4096 + 15 * 512)
+    assert cache("gemma-3-270m", "native", 4096) == token * (3 * 4096 + 15 * 1023)
     # llama.cpp: a window for each slot and a batch, and the slack of a batch in the others.
     assert cache("gemma-3-270m", "llamacpp", 4096, 2) == token * (
         3 * 8448 + 15 * (1280 + 2 * 2 * 512)  # two copies of each slot's window
@@ -168,9 +168,9 @@ def test_a_sliding_window_bounds_its_layers():
     # vLLM: a window and a step, in blocks of 16 and one more.
     blocks = 511 + 8192
     assert cache("gemma-3-270m", "vllm", 32_768, gpu=True) == token * (
-        3 * 32_768 + 15 * (-(-blocks // 16) * 16 + 16)
+        3 * (32_768 + 16) + 15 * (-(-blocks // 16) * 16 + 16 + 16)
     )
-    assert cache("Mistral-7B-v0.1", "native", 32_768) == 4096 * 2 * 2 * 8 * 128 * 32
+    assert cache("Mistral-7B-v0.1", "native", 32_768) == 4607 * 2 * 2 * 8 * 128 * 32
     # Qwen's configs carry a window that is switched off.
     config = {**families()["Qwen/Qwen2.5-7B"]["config"], "sliding_window": 4096}
     assert from_config(config, "x").windowed == 0

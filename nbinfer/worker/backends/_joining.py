@@ -18,7 +18,7 @@ import torch
 
 from nbinfer.worker.backends import _prefixes
 from nbinfer.worker.backends._lanes import Lane, Prefill, Seat, nobody
-from nbinfer.worker.backends._memory import end_thread_team, out_of_memory
+from nbinfer.worker.backends._memory import end_thread_team, out_of_memory, trim
 from nbinfer.worker.backends._passes import Abandoned, Pass
 from nbinfer.worker.backends._sampling import Sampler
 
@@ -139,35 +139,39 @@ class Joining:
         inputs, tokens = prefill.next(most)
         whose = Pass(lambda: nobody(prefill.seats), prefill.adapter)
         scores = self._passes.scores(whose, **inputs)
+        del inputs  # the cache is in it
         request = prefill.seats[0].row.request
         prefill.seats[0].emit.prefill(request, tokens, 0)
         if not prefill.complete:
             return
         seats = prefill.seats
-        for place, seat in enumerate(seats):
-            seat.pairs = _prefixes.cut(prefill.cache, prefill.mask, place)
-            self._prefixes.keep(prefill.adapter, seat.row.tokens, seat.pairs)
-        prefill.cache = None  # each row has its own: a third copy would be there while they join
+        for seat, pairs in zip(seats, _prefixes.cut_all(prefill.cache, prefill.mask), strict=True):
+            seat.pairs = pairs
+            self._prefixes.keep(prefill.adapter, seat.row.tokens, pairs)
+        trim()
         self._prefill = None
         self._choose(seats, scores, Sampler([seat.row for seat in seats]))
         self._take_out([seat for seat in seats if seat.over])
         going_on = [seat for seat in seats if not seat.left]
-        for seat in sorted(going_on, key=lambda s: _prefixes.length(s.pairs), reverse=True):
-            lane = self._lane(prefill.adapter, seat)
+        for lane, coming in self._assigned(prefill.adapter, going_on).items():
+            if lane not in self._lanes:
+                self._lanes.append(lane)
             try:
-                lane.join([seat])
+                lane.join(coming)
             except BaseException:
                 self._scatter(lane)
                 raise
 
-    def _lane(self, adapter, seat):
-        """The lane that has least padding with the row, or a new one."""
-        alike = [lane for lane in self._lanes if lane.adapter == adapter]
-        best = min(alike, key=lambda lane: lane.padding(seat.read), default=None)
-        if best is None or best.padding(seat.read) > self._most_padding:
-            best = Lane(adapter)
-            self._lanes.append(best)
-        return best
+    def _assigned(self, adapter, seats):
+        """Each row's lane: the one that has least padding with it, or a new one."""
+        found = {lane: [] for lane in self._lanes if lane.adapter == adapter}
+        for seat in sorted(seats, key=lambda seat: seat.read, reverse=True):
+            padding = {lane: lane.padding([seat, *coming]) for lane, coming in found.items()}
+            best = min(padding, key=padding.get, default=None)
+            if best is None or padding[best] > self._most_padding:
+                best = Lane(adapter)
+            found.setdefault(best, []).append(seat)
+        return {lane: coming for lane, coming in found.items() if coming}
 
     def _step(self, lane):
         width = lane.width

@@ -101,9 +101,9 @@ class Lane:
     def width(self):
         return 0 if self.mask is None else self.mask.shape[1]
 
-    def padding(self, tokens):
-        """How many padded tokens there are with a row more, of so many tokens."""
-        lengths = [tokens, *(seat.read for seat in self.seats)]
+    def padding(self, coming):
+        """How many padded tokens there are with these rows too."""
+        lengths = [seat.read for seat in (*self.seats, *coming)]
         return max(lengths) * len(lengths) - sum(lengths)
 
     def join(self, seats):

@@ -76,6 +76,11 @@ def end_thread_team():
 def give_back_freed_memory():
     """What quantizing and reading left on the heap is no part of the model's memory."""
     gc.collect()
+    trim()
+
+
+def trim():
+    """What is free on the heap goes back to the system: milliseconds, and no collection."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc
             ctypes.CDLL(None).malloc_trim(0)

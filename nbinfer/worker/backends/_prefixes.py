@@ -18,12 +18,23 @@ LEAST = 16  # a shorter prefix is computed again: looking after it costs as much
 def cut(cache, mask, place):
     """A row's keys and values out of a batch's cache, copied; ``mask`` is ``[rows, tokens]``."""
     where = mask[place].nonzero().squeeze(-1)
-    found = []
+    return [_cut(layer, place, where) for layer in cache.layers]
+
+
+def cut_all(cache, mask):
+    """Every row's, out of a cache that is empty then: a layer at a time, so none is there twice."""
+    places = [row.nonzero().squeeze(-1) for row in mask]
+    found = [[] for _ in places]
     for layer in cache.layers:
-        here = where.to(layer.keys.device)  # layers may be on several devices
-        keys, values = layer.keys[place], layer.values[place]
-        found.append((keys.index_select(1, here), values.index_select(1, here)))
+        for place, where in enumerate(places):
+            found[place].append(_cut(layer, place, where))
+        layer.keys = layer.values = None
     return found
+
+
+def _cut(layer, place, where):
+    here = where.to(layer.keys.device)  # layers may be on several devices
+    return tuple(side[place].index_select(1, here) for side in (layer.keys, layer.values))
 
 
 def length(pairs):
