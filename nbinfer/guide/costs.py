@@ -21,8 +21,8 @@ OVERHEAD = {
 }
 # For each token of the vocabulary. llama.cpp's: its text and score (40 bytes), a node and a bucket
 # of the map from texts (72), its text as a piece (32), by llama-vocab.cpp's types on 64 bits. What
-# reading a tokenizer leaves on the heap in Python: SmolLM2 against SmolLM2 cut to 2,000 tokens, with
-# vLLM in three processes.
+# reading a tokenizer leaves on the heap in Python: SmolLM2 against SmolLM2 cut to 2,000 tokens;
+# vLLM reads it in three processes.
 TOKEN = {"llamacpp": 144, "native": 925, "vllm": 8660}
 # What glibc's heap holds for tensors that live, holes included; of SmolLM2-135M.
 NATIVE_HOLES = 1.15
