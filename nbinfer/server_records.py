@@ -21,7 +21,6 @@ import psutil
 
 from . import measure, settings, wholefile
 from .checks import Secret
-from .engines import registry
 from .errors import ConfigurationError
 
 __all__ = ["Server", "find", "record", "servers", "stop"]
@@ -78,6 +77,8 @@ class Server:
     @property
     def client(self) -> str:
         """The name of the engine that asks it."""
+        from .engines import registry  # ``nbinfer.engines`` itself may be on its way here
+
         return next(s.name for s in registry.specs() if s.asks == self.engine)
 
     def memory(self) -> dict[str, int | None]:

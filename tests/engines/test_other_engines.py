@@ -82,7 +82,7 @@ def test_sigkill(kernel, other, phase):
     if phase == "prefill":
         prompts, tokens, after = [LONG, "Hello"], 8, 1.0
     else:
-        prompts, tokens, after = ["Count to ten.", "Tell me a long story."], 200, 2.0
+        prompts, tokens, after = ["Count to ten.", "Tell me a long story."], 600, 1.0
     kernel.run(f"strike(signal.SIGKILL, {after})").ok()
     reply = kernel.run(cell(prompts, f"--max-new-tokens {tokens}"), timeout=120)
     assert reply.ename == "EngineCrashed", reply

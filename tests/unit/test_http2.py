@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 
 import pytest
@@ -14,6 +15,7 @@ from hypercorn.config import Config
 import nbinfer
 from nbinfer import OpenAICompatibleInferenceEngine, RemoteParams
 
+from ..conftest import eventually
 from .apiserver import events
 
 
@@ -69,16 +71,20 @@ def server(tmp_path, unused_port):
         target=lambda: loop.run_until_complete(serve(app, config, shutdown_trigger=ended.wait))
     )
     running.start()
+    assert eventually(lambda: listening(unused_port), 30)
     yield app, f"https://127.0.0.1:{unused_port}", str(tmp_path / "authority.pem")
     loop.call_soon_threadsafe(ended.set)
     running.join()
     loop.close()
 
 
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture
 def unused_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
