@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "precision",
     "read_header",
     "read_stream",
+    "stored_bytes",
     "tensor_bytes",
     "type_name",
 ]
@@ -228,13 +230,18 @@ def block(kind: str) -> tuple[int, int]:
     return _BY_NAME[kind]
 
 
+def stored_bytes(kind: str, sizes: Sequence[int]) -> int:
+    """Bytes of a tensor of these sizes, in a type such as ``"Q4_K"``."""
+    elements, size = block(kind)
+    return -(-math.prod(sizes) // elements) * size
+
+
 def tensor_bytes(header: dict[str, Any]) -> int:
     """Bytes of all tensors; those of a type unknown here are not counted."""
     total = 0
     for _, shape, kind, _ in header["tensors"]:
         if kind in _BLOCKS:
-            _, elements, size = _BLOCKS[kind]
-            total += -(-math.prod(shape) // elements) * size
+            total += stored_bytes(_BLOCKS[kind][0], shape)
     return total
 
 
@@ -255,8 +262,7 @@ def check_complete(header: dict[str, Any]) -> None:
     for _, shape, kind, offset in header["tensors"]:
         if kind not in _BLOCKS:
             continue
-        _, elements, size = _BLOCKS[kind]
-        end = max(end, offset + -(-math.prod(shape) // elements) * size)
+        end = max(end, offset + stored_bytes(_BLOCKS[kind][0], shape))
     needed, found = header["gguf.data_offset"] + end, header["gguf.file_bytes"]
     if end and needed > found:
         raise GGUFError(f"truncated: needs {needed} bytes, has {found}")

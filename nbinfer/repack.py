@@ -9,7 +9,6 @@ multiplied, and kept for both.
 
 from __future__ import annotations
 
-import math
 import platform
 import sys
 from collections.abc import Iterable, Sequence
@@ -58,8 +57,7 @@ def beside_file(
         tied = tied and name != "output.weight"
         if kind is None:
             continue
-        elements, block = gguf.block(kind)
-        size = -(-math.prod(sizes) // elements) * block
+        size = gguf.stored_bytes(kind, sizes)
         whole += size
         if kind not in types or len(sizes) < 2 or sizes[1] % _ROWS:
             continue

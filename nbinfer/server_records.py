@@ -79,7 +79,8 @@ class Server:
         """The name of the engine that asks it."""
         from .engines import registry  # ``nbinfer.engines`` itself may be on its way here
 
-        return next(s.name for s in registry.specs() if s.asks == self.engine)
+        asking = (spec.name for spec in registry.specs() if spec.asks == self.engine)
+        return next(asking, self.engine)
 
     def memory(self) -> dict[str, int | None]:
         """``memory_bytes``: of its whole process tree, GPUs included; ``None`` where unknown."""

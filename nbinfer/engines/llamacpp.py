@@ -138,9 +138,8 @@ class LlamaCppInferenceEngine(AdapterEngine):
         if self.binding == "xllamacpp":
             slots, kv_tokens = _capacity(options, n_ctx, per_token)
         size = model.size_bytes + kv_tokens * per_token + OVERHEAD_BYTES
-        if self._device(self._recipe()) == "cpu" and not options.get(
-            "use_mlock"
-        ):  # which locks what is mapped
+        locked = options.get("use_mlock")  # what is mapped is
+        if self._device(self._recipe()) == "cpu" and not locked:
             options["use_mmap"], beside = _mapping(header, options.get("use_mmap"))
             size += beside
         message = {

@@ -66,7 +66,7 @@ def activations_bytes(shape: Shape, engine: str, job: Job, width: int) -> int:
         attention = repeated + appended + rows * job.context
         body = max(_mlp(shape, rows), attention) + _projections(shape, rows)
         again = 0 if shape.windowed else kv_bytes(shape, engine, job.context, job.batch, 8 * width)
-        return int(NATIVE_HOLES * (body * width + again) / job.parallel + NATIVE_HOLES * scores)
+        return int(NATIVE_HOLES * ((body * width + again) / job.parallel + scores))
     if engine == "vllm":
         step = VLLM_STEP if job.gpu else VLLM_CPU_STEP
         rows = min(step, job.context * job.batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .. import gpu, repack, settings, sizes
 from . import quantization
@@ -11,7 +11,7 @@ from .costs import Job, activations_bytes, overhead_bytes
 from .kvcache import kv_bytes
 from .sources import Described
 
-__all__ = ["Estimate", "Place", "estimate", "largest", "place_for", "room_for"]
+__all__ = ["Estimate", "Place", "estimate", "grown", "largest", "place_for", "room_for"]
 
 
 @dataclass(frozen=True)
@@ -57,21 +57,33 @@ def estimate(
     bits : float, optional
         Of a value in the KV cache; default as of :func:`memory`.
     """
-    width = 4 if precision == "fp32" else 2
+    fixed = Estimate(
+        engine,
+        precision,
+        _weights(found, engine, precision, job.parallel),
+        kv_cache=0,
+        activations=0,
+        overhead=overhead_bytes(engine, found.shape, gpu=job.gpu)
+        + _held_twice(found, engine, precision, job),
+    )
+    return grown(fixed, found, job, bits)
+
+
+def grown(made: Estimate, found: Described, job: Job, bits: float | None = None) -> Estimate:
+    """The same with another context and batch: weights and overhead stay as they are."""
+    engine, width = made.engine, _width(made.precision)
     if bits is None:
         bits = 16.0 if engine == "llamacpp" else 8.0 * width
     cache = kv_bytes(
         found.shape, engine, job.context, job.batch, bits, parallel=job.parallel, gpu=job.gpu
     )
-    return Estimate(
-        engine,
-        precision,
-        _weights(found, engine, precision, job.parallel),
-        cache,
-        activations_bytes(found.shape, engine, job, width),
-        overhead_bytes(engine, found.shape, gpu=job.gpu)
-        + _held_twice(found, engine, precision, job),
-    )
+    activations = activations_bytes(found.shape, engine, job, width)
+    return replace(made, kv_cache=cache, activations=activations)
+
+
+def _width(precision: str) -> int:
+    """Bytes of a value that is computed with."""
+    return 4 if precision == "fp32" else 2
 
 
 def _held_twice(found: Described, engine: str, precision: str, job: Job) -> int:
@@ -81,15 +93,15 @@ def _held_twice(found: Described, engine: str, precision: str, job: Job) -> int:
     (``model_executor/layers/utils.py``, ``dispatch_cpu_unquantized_gemm``), and keeps the original
     where it is the input's too.
     """
-    if engine == "vllm" and not job.gpu and found.shape.tied:
-        width = 4 if precision == "fp32" else 2
-        return found.shape.vocab * found.shape.hidden * width // job.parallel
-    if engine != "llamacpp" or job.gpu:
+    if job.gpu or engine == "native":
         return 0
+    if engine == "vllm":
+        output = found.shape.vocab * found.shape.hidden * _width(precision)
+        return output // job.parallel if found.shape.tied else 0
     if found.form == "gguf" and precision == found.precision:
         kinds = {tensor.name: tensor.stored for tensor in found.tensors}
     else:
-        kinds = dict(quantization.gguf_type(found.shape, found.tensors, precision))
+        kinds = {**quantization.gguf_type(found.shape, found.tensors, precision)}
     return repack.beside_file((t.name, t.sizes, kinds[t.name]) for t in found.tensors)[1]
 
 

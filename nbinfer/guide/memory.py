@@ -12,7 +12,7 @@ from ..errors import ConfigurationError
 from . import asking, peaks, quantization
 from .asking import tokens, whole
 from .costs import Job
-from .estimates import estimate, largest, place_for
+from .estimates import estimate, grown, largest, place_for
 from .kvcache import kv_bits
 from .sources import Described, describe
 
@@ -143,11 +143,12 @@ def _row(
     place = place_for(engine, job.parallel, room)
     job = replace(job, gpu=place.gpu)
 
+    made = estimate(found, engine, precision, job, bits)
+
     def total(changed: Job) -> int:
-        one = estimate(found, engine, precision, changed, bits).total
+        one = grown(made, found, changed, bits).total
         return one * job.parallel if place.shared else one
 
-    made = estimate(found, engine, precision, job, bits)
     fits = total(job) <= place.room
     longest = found.shape.context or asking.MOST_TOKENS
     return {

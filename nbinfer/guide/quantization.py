@@ -112,7 +112,7 @@ def weights_bytes(
     """
     if precision in GGUF_TYPES:
         kinds = _Chooser(shape, found, precision)
-        return sum(_stored(tensor, kinds.of(tensor)) for tensor in found)
+        return sum(gguf.stored_bytes(kinds.of(tensor), tensor.sizes) for tensor in found)
     if precision in _PLAIN:
         return int(sum(tensor.count for tensor in found) * _PLAIN[precision])
     quantized = _QUANTIZED[precision]
@@ -131,11 +131,6 @@ def gguf_type(shape: Shape, found: Sequence[Tensor], precision: str) -> dict[str
     """The type of each tensor, by its name, in a GGUF file of a type such as ``"Q4_K_M"``."""
     kinds = _Chooser(shape, found, precision)
     return {tensor.name: kinds.of(tensor) for tensor in found}
-
-
-def _stored(tensor: Tensor, kind: str) -> int:
-    elements, size = gguf.block(kind)
-    return -(-tensor.count // elements) * size
 
 
 def _more_bits(layer: int, layers: int) -> bool:

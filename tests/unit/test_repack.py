@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from nbinfer import gguf, repack
+from nbinfer import gguf
 from nbinfer.repack import beside_file
 
 WIDE = (256, 64)
@@ -79,4 +79,4 @@ def test_it_is_the_cpus_affair(monkeypatch, system, machine, kinds):
 
 
 def test_no_header_says_nothing():
-    assert repack.beside_file(()) == (True, 0)
+    assert beside_file(()) == (True, 0)
