@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from .. import gpu, models, settings
 from ..config import GenerationParams, ModelParams
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, NbinferError
 from ..local_run import LocalRun
 from ..notices import notify
 from ..records import RowRequest
@@ -21,9 +21,10 @@ from .parallel import check_tensor_parallel
 
 __all__ = ["VLLMInferenceEngine"]
 
-# Beside weights and cache: three processes, each with Python and torch, measured. Only the
-# eviction estimate uses it; what rows report is measured.
-OVERHEAD_BYTES = 1_800_000_000
+# Beside weights and cache, where a model's folder does not tell its vocabulary: three processes,
+# each with Python, torch and a tokenizer. Only the eviction estimate uses it; what rows report
+# is measured.
+OVERHEAD_BYTES = 2_500_000_000
 RANK_BYTES = 700_000_000  # another rank's Python and torch
 # What vLLM's speculative_config calls a model and is none.
 _NO_MODELS = ("ngram", "[ngram]", "ngram_gpu", "suffix")
@@ -192,7 +193,7 @@ class VLLMInferenceEngine(PeftAdapters):
                 "mark": {"sha256": draft.sha256},
             }
         cache = options.get("kv_cache_memory_bytes") or min(most, USUAL_CACHE_BYTES)
-        return message, size + cache + OVERHEAD_BYTES + (ranks - 1) * RANK_BYTES
+        return message, size + cache + _overhead_bytes(model) + (ranks - 1) * RANK_BYTES
 
     def _draft(
         self, options: dict[str, Any], progress: Callable[[str], None]
@@ -221,6 +222,23 @@ class VLLMInferenceEngine(PeftAdapters):
         held = sum(r.idle_bytes or 0 for r in pool.residents())
         budget = max(0, settings.current().budget_bytes() - held)
         return max(0, min(psutil.virtual_memory().available, budget) - model.size_bytes) // 4
+
+
+def _overhead_bytes(model: models.ResolvedModel) -> int:
+    """What it takes beside weights and cache, as ``%memory`` has it: most of it goes by vocabulary.
+
+    The gigabytes on the host are about the same where a GPU computes.
+    """
+    from ..guide import costs, estimates, sources
+
+    if not (model.path / "config.json").is_file():  # derived from another file when it is loaded
+        return OVERHEAD_BYTES
+    try:
+        found = sources.describe(str(model.path))
+        made = estimates.estimate(found, "vllm", found.precision or "fp32", costs.Job(1, 1))
+    except NbinferError:  # a model that the guide does not know
+        return OVERHEAD_BYTES
+    return made.overhead
 
 
 def _adapter_rank(path: str) -> int:

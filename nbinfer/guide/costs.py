@@ -13,10 +13,11 @@ __all__ = ["Job", "activations_bytes", "overhead_bytes"]
 # Copies of a row's scores: float32, what the sampler makes of them, candidates to choose from.
 SCORES = {"native": 6, "vllm": 3, "llamacpp": 5}
 # Processes, libraries and heaps on a CPU: what ``benchmarks/memory.py`` finds of SmolLM2-135M
-# beside all else that is counted here. On a GPU it is the CUDA context, an allowance.
+# beside all else that is counted here; native's is the middle of two kinds of CPU, 50 MB apart.
+# On a GPU it is the CUDA context, an allowance.
 OVERHEAD = {
     "llamacpp": 46_000_000,
-    "native": 337_000_000,
+    "native": 368_000_000,
     "vllm": 1_535_000_000,
 }
 # For each token of the vocabulary. llama.cpp's: its text and score (40 bytes), a node and a bucket
@@ -24,8 +25,8 @@ OVERHEAD = {
 # reading a tokenizer leaves on the heap in Python: SmolLM2 against SmolLM2 cut to 2,000 tokens;
 # vLLM reads it in three processes.
 TOKEN = {"llamacpp": 144, "native": 925, "vllm": 8660}
-# What glibc's heap holds for tensors that live, holes included; of SmolLM2-135M.
-NATIVE_HOLES = 1.15
+# What glibc's heap holds for activations that live, holes included; of SmolLM2-135M.
+NATIVE_HOLES = 1.4
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,11 @@ def activations_bytes(shape: Shape, engine: str, job: Job, width: int) -> int:
     (inference keeps no graph: Korthikanti et al. 2022, arXiv:2205.05198, section 4 counts them
     for training). The scores of each row's last token are float32, in ``SCORES`` copies.
 
-    - ``native``: rows times a chunk of at most 512 tokens, and the scores. Under the mask of a
-      padded batch Transformers repeats keys and values for each query head
-      (``integrations/sdpa_attention.repeat_kv``), and appending to a layer's cache copies it
-      (``cache_utils.DynamicLayer.update``). Beside the batch's cache each row's keys and values
-      are kept once more, for rows that begin alike, where no layer has a window. The heap's
-      holes come on top.
+    - ``native``: rows times a chunk of at most 512 tokens, with the heap's holes, and the
+      scores. Under the mask of a padded batch Transformers repeats keys and values for each
+      query head (``integrations/sdpa_attention.repeat_kv``). Where no layer has a window, each
+      row's keys and values are kept once more when the prompts are read, for rows that begin
+      alike: then the activations are gone, and the larger of both counts.
     - ``vllm``: one step's tokens, whatever the batch (``max_num_batched_tokens``).
     - ``llamacpp``: one batch of 256 tokens, in float32, and its mask over all cells.
     """
@@ -60,13 +60,11 @@ def activations_bytes(shape: Shape, engine: str, job: Job, width: int) -> int:
     if engine == "native":
         chunks = -(-job.context // NATIVE_CHUNK)
         rows = job.batch * -(-job.context // chunks)
-        kept = job.batch * job.context
-        repeated = 2 * kept * shape.heads * shape.head_dim
-        appended = kept * shape.kv_heads * (shape.head_dim + shape.value_dim)
-        attention = repeated + appended + rows * job.context
+        repeated = 2 * job.batch * job.context * shape.heads * shape.head_dim
+        attention = repeated + rows * job.context
         body = max(_mlp(shape, rows), attention) + _projections(shape, rows)
         again = 0 if shape.windowed else kv_bytes(shape, engine, job.context, job.batch, 8 * width)
-        return int(NATIVE_HOLES * ((body * width + again) / job.parallel + scores))
+        return int(max(NATIVE_HOLES * body * width, again) / job.parallel + scores)
     if engine == "vllm":
         step = VLLM_STEP if job.gpu else VLLM_CPU_STEP
         rows = min(step, job.context * job.batch)

@@ -13,6 +13,8 @@ import types
 
 # Engines whose library starts processes of its own.
 WITH_CHILDREN = ("vllm",)
+# Engines whose tensors are on the heap of whichever thread computes.
+ONE_HEAP = ("native",)
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -44,6 +46,16 @@ def die_with_parent(parent):
             os._exit(1)
 
 
+def share_heap():
+    """One heap for all threads: what one gave back is there for the others."""
+    if sys.platform == "linux" and "MALLOC_ARENA_MAX" not in os.environ:
+        import contextlib
+        import ctypes
+
+        with contextlib.suppress(AttributeError):  # a C library other than glibc
+            ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX, before there are threads
+
+
 def adopt_package():
     """Make ``nbinfer.worker`` importable without running ``nbinfer/__init__.py``."""
     here = os.path.dirname(os.path.abspath(__file__))
@@ -58,6 +70,8 @@ def main():
     die_with_parent(parent)
     requests, events = take_streams()
     adopt_package()
+    if backend in ONE_HEAP:
+        share_heap()
     if backend in WITH_CHILDREN:
         from nbinfer.worker import guardian
 

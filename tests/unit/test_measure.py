@@ -56,6 +56,19 @@ def test_a_peak_that_is_over_is_kept(child):
     assert measure.tree_bytes(child.pid) < sampler.peak_bytes - 60_000_000
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux keeps the highest resident size")
+def test_a_peak_between_two_looks_is_not_missed(child, monkeypatch):
+    child.ask("1000000")
+    child.ask("")
+    before = measure.seen(child.pid)
+    monkeypatch.setattr(measure.PeakSampler, "_sample", lambda self: None)  # nobody looks
+    for size in (80_000_000, 40_000_000):  # written twice; the first is not the second's peak
+        with measure.PeakSampler(child.pid, before) as sampler:
+            child.ask(str(size))
+            child.ask("")
+        assert sampler.peak_bytes == pytest.approx(before.memory + 2 * size, abs=4_000_000)
+
+
 def test_pss_is_read_again_only_after_growth(child, monkeypatch):
     child.ask("1000000")
     read = []

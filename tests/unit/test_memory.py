@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import nbinfer
 from nbinfer import gguf, settings
+from nbinfer.engines.vllm import OVERHEAD_BYTES, _overhead_bytes
 from nbinfer.errors import (
     ConfigurationError,
     DownloadError,
@@ -18,7 +20,7 @@ from nbinfer.errors import (
 )
 from nbinfer.guide import memory_page, peaks
 from nbinfer.guide.asking import ENGINES, tokens
-from nbinfer.guide.costs import Job
+from nbinfer.guide.costs import TOKEN, Job
 from nbinfer.guide.estimates import estimate
 from nbinfer.guide.kvcache import kv_bytes
 from nbinfer.guide.quantization import GGUF_TYPES, gguf_type, weights_bytes
@@ -305,6 +307,19 @@ def test_a_folder_is_read_by_its_headers(tmp_path):
     weights = dict(zip(frame["precision"], frame["weights_bytes"], strict=True))
     assert weights["bf16"] == 2 * count
     assert weights["fp32"] == 4 * count
+
+
+def test_vllm_has_room_for_its_processes_by_the_vocabulary(tmp_path):
+    def beside(config):
+        write_model(tmp_path / "m", config, "F32")
+        return _overhead_bytes(SimpleNamespace(path=tmp_path / "m"))
+
+    tied = {**SMALL, "tie_word_embeddings": True}
+    more = {**tied, "vocab_size": SMALL["vocab_size"] + 1000}
+    assert beside(more) - beside(tied) == 1000 * (TOKEN["vllm"] + 4 * SMALL["hidden_size"])
+    assert beside(tied) - beside(SMALL) == 4 * SMALL["vocab_size"] * SMALL["hidden_size"]
+    (tmp_path / "m" / "config.json").unlink()
+    assert _overhead_bytes(SimpleNamespace(path=tmp_path / "m")) == OVERHEAD_BYTES
 
 
 def test_an_architecture_that_is_not_known_is_read_by_its_headers(tmp_path):

@@ -227,7 +227,7 @@ class Joining:
                 seat.emit.dispatched(seat.row.request)
         seats[0].emit.prefill(seats[0].row.request, 0, unread)
         with self._failing(seats):
-            self._prefill = Prefill(seats, self._pad, self._model.device)
+            self._prefill = Prefill(seats, self._pad, self._model)
 
     def _group(self, first, waiting, most, room, alone):
         """Waiting rows of one run and adapter that fit, and whose rest is of like length."""

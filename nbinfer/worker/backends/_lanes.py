@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch.nn.functional import pad
-from transformers import DynamicCache
 
-from nbinfer.worker.backends import _prefixes
+from nbinfer.worker.backends import _growing, _prefixes
 from nbinfer.worker.backends._sampling import Sampler
 
 ROW_CHUNK = 512  # tokens of a row in one pass: bounds attention
@@ -46,8 +45,9 @@ def nobody(seats):
 class Prefill:
     """Rows of one run and adapter whose prompts are read together."""
 
-    def __init__(self, seats, pad_id, device):
+    def __init__(self, seats, pad_id, model):
         self.seats = seats
+        device = model.device
         self.adapter = seats[0].row.adapter
         known = [_prefixes.length(seat.pairs) for seat in seats]
         rest = [seat.row.tokens[n:] for seat, n in zip(seats, known, strict=True)]
@@ -61,15 +61,15 @@ class Prefill:
         self._ids, self.mask = self._ids.to(device), mask.to(device)
         # Between what is known and the rest there can be padding: places are counted without.
         self._places = (self.mask.cumsum(-1) - 1).clamp_min_(0)
-        self.cache = self._known(seats)
+        self.cache = self._known(seats, model.config, self._past + width)
         self._read = 0
 
-    def _known(self, seats):
+    def _known(self, seats, config, most):
         if not self._past:
-            return DynamicCache()
+            return _growing.empty_like(config, most)
         like = next(seat.pairs for seat in seats if seat.pairs)
         none = [(k[:, :0], v[:, :0]) for k, v in like]
-        return _prefixes.stacked([seat.pairs or none for seat in seats], self._past)[0]
+        return _growing.stacked([seat.pairs or none for seat in seats], self._past, most)[0]
 
     def next(self, most):
         """Arguments of the next pass over at most so many tokens, and how many are no padding."""
@@ -87,6 +87,11 @@ class Prefill:
     @property
     def complete(self):
         return self._read == self._ids.shape[1]
+
+
+def _most(width, seats):
+    """Tokens of a row that there can be in all, where so many are there now."""
+    return width + max(seat.row.limit - len(seat.row.made) for seat in seats)
 
 
 class Lane:
@@ -112,15 +117,15 @@ class Lane:
         An exception on the way leaves the lane useless: ``clear`` it.
         """
         width = max(self.width, *(_prefixes.length(seat.pairs) for seat in seats))
-        cache, mask = _prefixes.stacked([seat.pairs for seat in seats], width)
+        most = _most(width, [*self.seats, *seats])
+        coming = [seat.pairs for seat in seats]
         if self.seats:
-            more = width - self.width
-            mask = torch.cat([pad(self.mask, (more, 0)), mask])
-            for own, new in zip(self.cache.layers, cache.layers, strict=True):
-                own.keys = torch.cat([pad(own.keys, (0, 0, more, 0)), new.keys])
-                own.values = torch.cat([pad(own.values, (0, 0, more, 0)), new.values])
-                new.keys = new.values = None
-            cache = self.cache
+            cache, mask = self.cache, _growing.mask_of(coming, width)
+            mask = torch.cat([pad(self.mask, (width - self.width, 0)), mask])
+            for layer, *new in zip(cache.layers, *coming, strict=True):
+                layer.fill([*zip(layer.keys, layer.values, strict=True), *new], width, most)
+        else:
+            cache, mask = _growing.stacked(coming, width, most)
         for seat in seats:
             seat.pairs = None
         self._set([*self.seats, *seats], cache, mask)
@@ -131,14 +136,14 @@ class Lane:
         if not places:
             self.clear()
             return
-        where = torch.tensor(places, device=self.mask.device)
-        mask = self.mask[where]
+        seats = [self.seats[i] for i in places]
+        mask = self.mask[torch.tensor(places, device=self.mask.device)]
         first = int(mask.any(0).int().argmax())
+        mask = mask[:, first:]
         for layer in self.cache.layers:
-            here = where.to(layer.keys.device)
-            layer.keys = layer.keys[here, :, first:]
-            layer.values = layer.values[here, :, first:]
-        self._set([self.seats[i] for i in places], self.cache, mask[:, first:])
+            rows = [(layer.keys[i][:, first:], layer.values[i][:, first:]) for i in places]
+            layer.fill(rows, mask.shape[1], _most(mask.shape[1], seats))
+        self._set(seats, self.cache, mask)
 
     def clear(self):
         self._set([], None, None)

@@ -1,4 +1,4 @@
-"""Keys and values of rows: cut out of a batch, put side by side, kept for rows that begin alike.
+"""Keys and values of rows: cut out of a batch, and kept for rows that begin alike.
 
 A row's are a list of pairs by layer, each ``[heads, tokens, width]``, without padding.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 
-import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -25,10 +24,10 @@ def cut_all(cache, mask):
     """Every row's, out of a cache that is empty then: a layer at a time, so none is there twice."""
     places = [row.nonzero().squeeze(-1) for row in mask]
     found = [[] for _ in places]
-    for layer in cache.layers:
+    while cache.layers:
+        layer = cache.layers.pop(0)
         for place, where in enumerate(places):
             found[place].append(_cut(layer, place, where))
-        layer.keys = layer.values = None
     return found
 
 
@@ -39,37 +38,6 @@ def _cut(layer, place, where):
 
 def length(pairs):
     return pairs[0][0].shape[1] if pairs else 0
-
-
-def stacked(rows, width):
-    """A cache of rows, padded on the left to ``width``, and its mask."""
-    mask = torch.zeros(len(rows), width, dtype=torch.long, device=rows[0][0][0].device)
-    for place, pairs in enumerate(rows):
-        mask[place, width - length(pairs) :] = 1
-    return cache_of([_padded(layer, width) for layer in zip(*rows, strict=True)]), mask
-
-
-def _padded(pairs, width):
-    """One layer of several rows: keys and values, each ``[rows, heads, width, dim]``."""
-    both = []
-    for parts in zip(*pairs, strict=True):
-        heads, _, dim = parts[0].shape
-        whole = parts[0].new_zeros(len(parts), heads, width, dim)
-        for place, part in enumerate(parts):
-            whole[place, :, width - part.shape[1] :] = part
-        both.append(whole)
-    return tuple(both)
-
-
-def cache_of(layers):
-    """A cache whose layers have these keys and values, which are not copied."""
-    cache = DynamicCache()
-    for keys, values in layers:
-        layer = DynamicLayer()
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
-        cache.layers.append(layer)
-    return cache
 
 
 def plain_cache(model):

@@ -8,7 +8,7 @@ import gc
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from nbinfer.worker.backends import _vision
+from nbinfer.worker.backends import _growing, _vision
 from nbinfer.worker.backends._batch import Batch
 from nbinfer.worker.backends._memory import end_thread_team, out_of_memory
 from nbinfer.worker.backends._passes import Abandoned
@@ -116,6 +116,8 @@ class Static:
             "prefill_chunk_size": None if assisted or images else _chunk(ids.shape[1]),
             **(self._assistant.config if assisted else {}),
         }
+        own = beams == 1 and not assisted and not images and self._ranks is None
+        cache = self._cache(ids.shape[1] + config["max_new_tokens"]) if own else {}
         choose = [] if beams > 1 else [Sampler(rows, guessed=assisted)]
         watch = batch.watch_beams if beams > 1 else batch.watch
         if self._ranks is not None:
@@ -130,11 +132,20 @@ class Static:
                     stopping_criteria=StoppingCriteriaList([watch]),
                     **(self._assistant.arguments if assisted else {}),
                     **images,
+                    **cache,
                 )
         finally:
             end_thread_team()
         if beams > 1:
             batch.finish_beams(out[:, ids.shape[1] :].tolist())
+
+    def _cache(self, most):
+        """``generate``'s argument: the cache that it writes to, if not one of its own."""
+        model = self._model
+        if model.config.is_encoder_decoder or not model._supports_default_dynamic_cache():
+            return {}
+        cache = _growing.empty_like(model.config, most)
+        return {} if cache is None else {"cache": cache}
 
     def _padded(self, rows):
         width = max(len(row.tokens) for row in rows)
