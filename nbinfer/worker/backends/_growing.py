@@ -98,6 +98,9 @@ class _Grows:
         self._keys, self._values = _Buffer(), _Buffer()
 
     def lazy_initialization(self, key_states, value_states):
+        if torch.compiler.is_compiling():
+            super().lazy_initialization(key_states, value_states)
+            return
         for layer in list(self._others) or [self]:
             layer._others = ()  # or the cache would wait for a collection to go
             if not layer.is_initialized:

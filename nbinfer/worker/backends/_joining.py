@@ -23,6 +23,7 @@ from nbinfer.worker.backends._passes import Abandoned, Pass
 from nbinfer.worker.backends._sampling import Sampler
 
 IDLE_CHUNK, BUSY_CHUNK = 2048, 512  # of all rows in one pass; the second while others decode
+REST_S = 1.0  # without a row, after which the heap's free pages go back
 CANCEL_S = 0.1  # how soon a cancel is heard while others' rows are in a pass
 WAIT_FOR = 32  # tokens that another row is about to read: worth waiting for it
 # Padding of a lane costs as much as another lane's pass, which reads the weights: a padded token's
@@ -77,7 +78,9 @@ class Joining:
                 with self._changed:
                     if not self.busy:
                         self._most_now = None
-                        self._changed.wait_for(lambda: self.busy)
+                        if not self._changed.wait_for(lambda: self.busy, REST_S):
+                            trim()  # a long run leaves holes
+                            self._changed.wait_for(lambda: self.busy)
                 try:
                     self._go_on()
                 except Exception as error:  # nobody else would answer the rows

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from nbinfer.worker.backends import _growing, _vision
 from nbinfer.worker.backends._batch import Batch
-from nbinfer.worker.backends._memory import end_thread_team, out_of_memory
+from nbinfer.worker.backends._memory import end_thread_team, out_of_memory, trim
 from nbinfer.worker.backends._passes import Abandoned
 from nbinfer.worker.backends._sampling import Sampler
 
@@ -136,6 +136,7 @@ class Static:
                 )
         finally:
             end_thread_team()
+            trim()
         if beams > 1:
             batch.finish_beams(out[:, ids.shape[1] :].tolist())
 
