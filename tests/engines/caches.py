@@ -5,7 +5,10 @@ Not covered: a cache on a GPU, a model whose layers are on several devices, a co
 
 from __future__ import annotations
 
+import errno
+import mmap
 import random
+import types
 
 import torch
 from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
@@ -112,5 +115,12 @@ def check():
                 layers(seed)
                 fills(seed)
             windows()
+        _growing.mmap = types.SimpleNamespace(mmap=_no_pages, MAP_PRIVATE=0, MAP_ANONYMOUS=0)
+        _growing.OWN_PAGES = 1
+        layers(0)
     finally:
-        _growing.AHEAD, _growing.OWN_PAGES = ahead, own_pages
+        _growing.AHEAD, _growing.OWN_PAGES, _growing.mmap = ahead, own_pages, mmap
+
+
+def _no_pages(*_):
+    raise OSError(errno.ENOMEM, "Cannot allocate memory")

@@ -77,7 +77,10 @@ def _unused(like, shape):
     size = math.prod(shape) * like.element_size()
     if like.device.type != "cpu" or size < OWN_PAGES or os.name != "posix":
         return like.new_empty(shape)
-    pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:  # no memory, or too many maps: torch knows how to say the first
+        return like.new_empty(shape)
     return torch.frombuffer(pages, dtype=like.dtype).view(shape)
 
 
@@ -89,8 +92,8 @@ class _Grows:
     most : int
         Tokens of a row that are expected in all: more is possible, and copied.
     others : list
-        The cache's layers. The first that gets tokens makes room in all that are on its device:
-        what is made during a pass, and stays, lies between what the pass gives back.
+        The cache's layers. The first that gets tokens on a CPU makes room in all: what is made
+        during a pass, and stays, lies on the heap between what the pass gives back.
     """
 
     def _grows(self, most, others):
@@ -101,8 +104,10 @@ class _Grows:
         if torch.compiler.is_compiling():
             super().lazy_initialization(key_states, value_states)
             return
-        for layer in list(self._others) or [self]:
+        every = list(self._others) or [self]
+        for layer in every:
             layer._others = ()  # or the cache would wait for a collection to go
+        for layer in every if key_states.device.type == "cpu" else [self]:
             if not layer.is_initialized:
                 super(_Grows, layer).lazy_initialization(key_states, value_states)
                 tokens = key_states.shape[-2]
