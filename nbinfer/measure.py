@@ -24,12 +24,17 @@ __all__ = ["PeakSampler", "Seen", "machine", "process_bytes", "seen", "tree", "t
 def process_bytes(pid: int) -> int:
     """Memory of one process in bytes, 0 if it is gone."""
     with contextlib.suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines():
-            if line.startswith(b"Pss:"):
-                return int(line.split()[1]) * 1024
-        return 0  # a zombie: nothing is mapped any more
+        return _told(pid, "smaps_rollup", b"Pss:")  # 0 for a zombie: nothing is mapped any more
     with contextlib.suppress(psutil.Error):
         return int(psutil.Process(pid).memory_full_info().uss)
+    return 0
+
+
+def _told(pid: int, file: str, field: bytes) -> int:
+    """A size that Linux tells of a process, in bytes, 0 where it does not; ``OSError`` if gone."""
+    for line in Path(f"/proc/{pid}/{file}").read_bytes().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
     return 0
 
 
@@ -51,9 +56,7 @@ def _forget_highest(pid: int) -> bool:
 def _highest(pid: int) -> int:
     """The highest resident size of a process since then, in bytes, 0 if it is gone."""
     with contextlib.suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/status").read_bytes().splitlines():
-            if line.startswith(b"VmHWM:"):
-                return int(line.split()[1]) * 1024
+        return _told(pid, "status", b"VmHWM:")
     return 0
 
 

@@ -34,8 +34,8 @@ def layers(seed):
     own = GrowingWindow(window, most) if sliding else Growing(most)
     theirs = DynamicSlidingWindowLayer(window) if sliding else DynamicLayer()
     for _ in range(rng.randint(1, 12)):
-        new = [torch.randn(rows, heads, rng.choice((1, 1, 1, 7)), width) for _ in range(2)]
-        new[1] = torch.randn_like(new[0])
+        keys = torch.randn(rows, heads, rng.choice((1, 1, 1, 7)), width)
+        new = keys, torch.randn_like(keys)
         assert own.get_mask_sizes(new[0].shape[2]) == theirs.get_mask_sizes(new[0].shape[2])
         _same(own.update(*new), theirs.update(*new))
         assert own.get_seq_length() == theirs.get_seq_length()

@@ -14,6 +14,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from nbinfer.worker.backends._prefixes import length
+
 AHEAD = 512  # tokens of room at most that are made before they are needed
 OWN_PAGES = 1 << 20  # bytes from which a buffer is not on the heap
 
@@ -193,5 +195,5 @@ def mask_of(rows, width):
     """``[rows, width]``: 1 where there is a token, after the padding."""
     mask = torch.zeros(len(rows), width, dtype=torch.long, device=rows[0][0][0].device)
     for place, pairs in enumerate(rows):
-        mask[place, width - pairs[0][0].shape[1] :] = 1
+        mask[place, width - length(pairs) :] = 1
     return mask
